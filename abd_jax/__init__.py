@@ -1,0 +1,1 @@
+"""Anti-backdoor data-free knowledge distillation in JAX."""

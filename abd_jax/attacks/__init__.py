@@ -1,0 +1,1 @@
+"""Backdoor attacks: triggers, and who in a training set carries them."""

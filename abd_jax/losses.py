@@ -1,0 +1,69 @@
+"""Scalar losses on logits and activations. Pure functions; every reduction is spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+_EPSILON = 1e-12
+
+
+def weighted_mean(values: Float[Array, " batch"], weights: Float[Array, " batch"] | None = None) -> Float[Array, ""]:
+    """Mean over images; with weights, `Σ w·v / Σ w` (0 where all weights are 0)."""
+    if weights is None:
+        return values.mean()
+    return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), _EPSILON)
+
+
+def kl_divergence(
+    logits_p: Float[Array, "*batch classes"], logits_q: Float[Array, "*batch classes"], temperature: float = 1.0
+) -> Float[Array, "*batch"]:
+    """KL(p ‖ q) = Σ p (log p − log q) per image, in nats, with p, q = softmax(logits / temperature).
+
+    Computed from log-softmaxes, so finite for any finite logits; differentiable in both arguments.
+    """
+    log_p = jax.nn.log_softmax(logits_p / temperature)
+    log_q = jax.nn.log_softmax(logits_q / temperature)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def attention_map(
+    activation: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch positions"]:
+    """Channel-mean of squares, flattened and scaled to unit L2 norm per image (Zagoruyko & Komodakis, 2017)."""
+    energy = jnp.mean(jnp.square(activation.astype(jnp.float32)), axis=-1).reshape(activation.shape[0], -1)
+    return energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + _EPSILON)
+
+
+def attention_transfer(
+    student_maps: Sequence[Float[Array, "batch positions"]], teacher_maps: Sequence[Float[Array, "batch positions"]]
+) -> Float[Array, " batch"]:
+    """Σ over stages of the mean squared difference of attention maps, per image.
+
+    Raises:
+        ValueError: stages differ in number or resolution.
+    """
+    shapes = [[m.shape for m in maps] for maps in (student_maps, teacher_maps)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"attention maps of student and teacher differ in shape: {shapes[0]} and {shapes[1]}")
+    return sum(
+        jnp.mean(jnp.square(s - t), axis=-1) for s, t in zip(student_maps, teacher_maps, strict=True)
+    ) + jnp.zeros(())
+
+
+def class_imbalance(logits: Float[Array, "batch classes"]) -> Float[Array, ""]:
+    """Σ p̄ log p̄ of the batch's mean softmax: −log C for a balanced batch, 0 for a single class (DAFL, 2019)."""
+    mean = jax.nn.softmax(logits).mean(axis=0)
+    return jnp.sum(mean * jnp.log(mean + _EPSILON))
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Array, label_smoothing: float = 0.0
+) -> Float[Array, " batch"]:
+    """−log softmax(logits)[label] per image, against labels smoothed by `label_smoothing`."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)

@@ -1,0 +1,115 @@
+"""`Network`, a network as a value, and `Forward`, what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
+
+from abd_jax.models.layers import BatchNormTap, Norm
+
+BATCH_NORM_MOMENTUM = 0.1
+"""Weight of the newest batch in the running statistics."""
+
+
+@struct.dataclass
+class Forward:
+    """What one pass of a classifier returns; fields that nobody reads cost nothing under `jit`.
+
+    Attributes:
+        logits: `[batch, classes]`, float32.
+        embedding: pooled features in front of the classifier, `[batch, features]`.
+        stages: activation after each stage, `[batch, height, width, channels]` each.
+        entries: activation that enters each block: the places at which `Network.tail` can start.
+        batch_norm: one `BatchNormTap` per batch normalization, in forward order.
+    """
+
+    logits: Float[Array, "batch classes"]
+    embedding: Float[Array, "batch features"]
+    stages: tuple[Array, ...]
+    entries: tuple[Array, ...]
+    batch_norm: tuple[BatchNormTap, ...]
+
+
+class Classifier(Protocol):
+    """What a flax module offers to be wrapped in a `Network`."""
+
+    num_classes: int
+    kernels: tuple[str, ...]
+    """Paths of all convolution kernels' modules, in forward order."""
+    batch_norms: tuple[str, ...]
+    """Paths of all batch normalizations, in forward order."""
+
+    def entry_of(self, kernel: str) -> int:
+        """The last entry at or before the kernel."""
+        ...
+
+
+@struct.dataclass
+class Network:
+    """A network as a value: variables, with the module and the input normalization as static fields.
+
+    Images are `[batch, height, width, channels]` in [0, 1]; normalization to zero mean and unit deviation happens
+    inside, so no caller can normalize a teacher and a student differently.
+    """
+
+    variables: Mapping[str, Any]
+    module: Any = struct.field(pytree_node=False)
+    mean: tuple[float, ...] = struct.field(pytree_node=False)
+    std: tuple[float, ...] = struct.field(pytree_node=False)
+    input_shape: tuple[int, int, int] = struct.field(pytree_node=False)
+
+    def __call__(self, images: Float[Array, "batch height width channels"], norm: Norm = "running") -> Forward:
+        """One forward pass; `norm` says whose statistics batch normalization uses."""
+        return self.module.apply(self.variables, self._normalize(images), norm)
+
+    def tail(
+        self,
+        entry: int,
+        activation: Float[Array, "batch height width channels"],
+        gathers: Mapping[str, Int[Array, "copies channels"]] | None = None,
+    ) -> Float[Array, "copies batch classes"]:
+        """Logits from `Forward.entries[entry]` on, for one or several copies of the network.
+
+        Copy i reads, in front of each kernel named in `gathers`, its input channels in the order `gathers[name][i]`.
+        All copies are one pass of the same weights over a batch of `copies · batch`.
+        """
+        gathers = dict(gathers or {})
+        copies = next(iter(gathers.values())).shape[0] if gathers else 1
+        tiled = jnp.broadcast_to(activation, (copies, *activation.shape)).reshape(-1, *activation.shape[1:])
+        logits = self.module.apply(self.variables, tiled, entry, gathers, method="tail")
+        return logits.reshape(copies, activation.shape[0], -1)
+
+    def absorb(self, forward: Forward) -> Network:
+        """Moves the batch statistics of a pass into the running ones, by a tenth."""
+        stats = flatten_dict(self.variables["batch_stats"], sep="/")
+        for path, tap in zip(self.module.batch_norms, forward.batch_norm, strict=True):
+            for name, new in (("mean", tap.mean), ("var", tap.variance)):
+                old = stats[f"{path}/{name}"]
+                stats[f"{path}/{name}"] = old + BATCH_NORM_MOMENTUM * (jax.lax.stop_gradient(new) - old)
+        return self.replace(variables={**self.variables, "batch_stats": unflatten_dict(stats, sep="/")})
+
+    @property
+    def params(self) -> Any:
+        return self.variables["params"]
+
+    def with_params(self, params: Any) -> Network:
+        return self.replace(variables={**self.variables, "params": params})
+
+    def _normalize(self, images: Array) -> Array:
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        return (images - mean.astype(images.dtype)) / std.astype(images.dtype)
+
+
+def initialize(
+    key: Array, module: nn.Module, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Network:
+    """Draws the variables of a classifier for images of `input_shape` (height, width, channels)."""
+    variables = jax.jit(lambda key: module.init(key, jnp.zeros((1, *input_shape)), "running"))(key)
+    return Network(variables=variables, module=module, mean=mean, std=std, input_shape=input_shape)

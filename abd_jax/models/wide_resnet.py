@@ -1,0 +1,141 @@
+"""Wide residual networks (Zagoruyko & Komodakis, 2016, arXiv 1605.07146), pre-activation form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from abd_jax.models.layers import BatchNorm, BatchNormTap, Conv, Norm
+from abd_jax.models.network import Forward
+
+STAGES = 3
+
+
+def _gather(x: Array, order: Array | None) -> Array:
+    """Reorders the channels of each copy in a batch of copies: `x[i, …, c] → x[i, …, order[i, c]]`."""
+    if order is None:
+        return x
+    copies = x.reshape(order.shape[0], -1, *x.shape[1:])
+    return jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1))(copies, order).reshape(x.shape)
+
+
+class Block(nn.Module):
+    """BN, ReLU, 3×3, BN, ReLU, 3×3, plus the input (through a 1×1 where the shape changes)."""
+
+    features: int
+    stride: int
+    project: bool
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.bn1 = BatchNorm()
+        self.conv1 = Conv(self.features, 3, self.stride, dtype=self.dtype)
+        self.bn2 = BatchNorm()
+        self.conv2 = Conv(self.features, dtype=self.dtype)
+        if self.project:
+            self.convShortcut = Conv(self.features, 1, self.stride, dtype=self.dtype)
+
+    def __call__(
+        self, x: Array, norm: Norm, gathers: Mapping[str, Array]
+    ) -> tuple[Array, tuple[BatchNormTap, BatchNormTap]]:
+        h, first = self.bn1(x, norm)
+        h = nn.relu(h)
+        shortcut = self.convShortcut(_gather(h, gathers.get("convShortcut"))) if self.project else x
+        h, second = self.bn2(self.conv1(_gather(h, gathers.get("conv1"))), norm)
+        h = self.conv2(_gather(nn.relu(h), gathers.get("conv2")))
+        return h + shortcut, (first, second)
+
+
+class WideResNet(nn.Module):
+    """WRN-`depth`-`width`: 3×3 stem, three stages of `(depth − 4) / 6` blocks with 16, 32, 64 × `width` channels.
+
+    Module names are those of the PyTorch networks of this literature (`block1_layer_0` for `block1.layer.0`).
+
+    Attributes:
+        depth: 6n + 4.
+        width: multiple of the channel count.
+        num_classes: size of the logits.
+        dtype: compute dtype of convolutions; parameters, statistics and logits stay float32.
+    """
+
+    depth: int
+    width: int
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return tuple(f"block{s + 1}_layer_{b}" for s in range(STAGES) for b in range(self._blocks_per_stage))
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """All kernels in forward order, a block's shortcut last."""
+        names = ["conv1"]
+        for block in self.block_names:
+            names += [f"{block}/conv1", f"{block}/conv2"]
+            if self._projects(block):
+                names.append(f"{block}/convShortcut")
+        return tuple(names)
+
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        return (*(f"{block}/{bn}" for block in self.block_names for bn in ("bn1", "bn2")), "bn1")
+
+    def entry_of(self, kernel: str) -> int:
+        """Index of the block that owns the kernel; the stem lies before every entry."""
+        block = kernel.rpartition("/")[0]
+        if block not in self.block_names:
+            raise ValueError(f"kernel {kernel!r} lies before every block: it cannot be shuffled")
+        return self.block_names.index(block)
+
+    @property
+    def _blocks_per_stage(self) -> int:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth must be 6n + 4 with n ≥ 1 (10, 16, 22, 28, 40, …), got {self.depth}")
+        return (self.depth - 4) // 6
+
+    def _projects(self, block: str) -> bool:
+        stage = int(block[len("block")]) - 1
+        first = block.endswith("_layer_0")
+        return first and (stage > 0 or self.width > 1)
+
+    def setup(self):
+        self.conv1 = Conv(16, dtype=self.dtype)
+        blocks = []
+        for name in self.block_names:
+            stage = int(name[len("block")]) - 1
+            stride = 2 if stage > 0 and name.endswith("_layer_0") else 1
+            blocks.append(
+                Block(16 * self.width * 2**stage, stride, self._projects(name), dtype=self.dtype, name=name)
+            )
+        self.blocks = blocks
+        self.bn1 = BatchNorm()
+        self.fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.lecun_normal())
+
+    def __call__(self, images: Array, norm: Norm = "running") -> Forward:
+        h = self.conv1(images.astype(self.dtype))
+        entries, stages, taps = [], [], []
+        for index, block in enumerate(self.blocks):
+            entries.append(h)
+            h, pair = block(h, norm, {})
+            taps += pair
+            if (index + 1) % self._blocks_per_stage == 0:
+                stages.append(h)
+        logits, embedding, tap = self._classify(h, norm)
+        return Forward(logits, embedding, tuple(stages), tuple(entries), (*taps, tap))
+
+    def tail(self, h: Array, entry: int, gathers: Mapping[str, Array]) -> Array:
+        """Logits from the activation that enters block `entry`, running statistics; see `Network.tail`."""
+        for name, block in list(zip(self.block_names, self.blocks, strict=True))[entry:]:
+            own = {key.rpartition("/")[2]: order for key, order in gathers.items() if key.startswith(f"{name}/")}
+            h, _ = block(h, "running", own)
+        return self._classify(h, "running")[0]
+
+    def _classify(self, h: Array, norm: Norm) -> tuple[Array, Array, BatchNormTap]:
+        h, tap = self.bn1(h, norm)
+        embedding = nn.relu(h).astype(jnp.float32).mean(axis=(1, 2))
+        return self.fc(embedding), embedding, tap
