@@ -31,10 +31,10 @@ class Generator(nn.Module):
     def __call__(self, latent: Float[Array, "batch latent"]) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.image_shape
         h = nn.Dense(height * width // 16 * self.features, dtype=self.dtype)(latent.astype(self.dtype))
-        h, _ = BatchNorm()(h.reshape(-1, height // 4, width // 4, self.features), "batch")
+        h, _ = BatchNorm(track=False)(h.reshape(-1, height // 4, width // 4, self.features), "batch")
         for features in (self.features, self.features // 2):
             h = h.repeat(2, axis=1).repeat(2, axis=2)
-            h, _ = BatchNorm()(Conv(features, dtype=self.dtype)(h), "batch")
+            h, _ = BatchNorm(track=False)(Conv(features, dtype=self.dtype)(h), "batch")
             h = nn.leaky_relu(h, 0.2)
-        h, _ = BatchNorm()(Conv(channels, dtype=self.dtype)(h), "batch")
+        h, _ = BatchNorm(track=False)(Conv(channels, dtype=self.dtype)(h), "batch")
         return h.astype(jnp.float32) * jnp.asarray(self.std) + jnp.asarray(self.mean)

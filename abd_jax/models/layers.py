@@ -189,15 +189,21 @@ class BatchNorm(nn.Module):
     A call never writes: with `norm="batch"` the statistics are the batch's, with `"running"` the stored ones, and in
     both cases the batch's come back as a `BatchNormTap`; `Network.absorb` moves them into the running ones. Statistics
     and parameters are float32 whatever the activations are. Under `jit` over a mesh the statistics are global.
+
+    Attributes:
+        track: whether there are running statistics at all; without them only `norm="batch"` works.
     """
+
+    track: bool = True
 
     @nn.compact
     def __call__(self, x: Array, norm: Norm) -> tuple[Array, BatchNormTap]:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if self.track:
+            running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+            running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         wide = x.astype(jnp.float32)
         image_mean = wide.mean(axis=tuple(range(1, x.ndim - 1)))
         mean = image_mean.mean(axis=0)
