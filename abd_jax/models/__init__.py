@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -12,7 +14,7 @@ from abd_jax.models.layers import BatchNormTap, Norm
 from abd_jax.models.network import Forward, Network, initialize
 from abd_jax.models.wide_resnet import WideResNet
 
-__all__ = ["BatchNormTap", "Forward", "Generator", "Network", "Norm", "WideResNet", "build", "create"]
+__all__ = ["BatchNormTap", "Forward", "Generator", "Network", "Norm", "WideResNet", "abstract", "build", "create"]
 
 _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")
 SIZES = range(8, 65)
@@ -68,3 +70,8 @@ def create(
     if not len(mean) == len(std) == channels:
         raise ValueError(f"mean and std need {channels} value(s) each, got {len(mean)} and {len(std)}")
     return initialize(key, build(name, num_classes, dtype), input_shape, mean, std)
+
+
+def abstract(name: str, **options) -> Network:
+    """The shapes of what `create` makes with the same options, without computing anything."""
+    return jax.eval_shape(functools.partial(create, name=name, **options), jax.random.key(0))

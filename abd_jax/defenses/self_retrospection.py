@@ -1,0 +1,151 @@
+"""Self-Retrospection (Hong et al., ICML 2023, arXiv 2306.02368, §4.2): unlearns the backdoor that came through.
+
+min_θ max_δ E KL(S(x | θ) ‖ S(x + δ | θ)) with one universal δ: the student finds its own worst perturbation and is made
+insensitive to it, by an implicit hypergradient. δ is in units of the standardized input (pixels divided by std).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from abd_jax import losses
+from abd_jax.defenses.hypergradient import implicit_hypergradient
+from abd_jax.models import Network, Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrospectionConfig:
+    """Settings of Self-Retrospection.
+
+    Attributes:
+        perturb: whose output δ is found to change: the `student`'s (paper) or the `teacher`'s (released code).
+        start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
+        sigma: σ.
+        ascent: `adam` or plain gradient ascent (`sgd`) for δ.
+        ascent_rate: its learning rate.
+        ascent_steps: its steps.
+        epsilon: largest L2 norm of δ; 0 for none.
+        portion: share of the batch that is perturbed in the outer loss, at least one image.
+        round_down: ⌊portion·B⌋ as in the released code, which may be no image at all.
+        clean_gradient: whether the clean branch of the outer loss is differentiated.
+        weight: of the hypergradient beside the distillation gradient, on equal KL scales.
+        norm: statistics of the student's batch normalization in these passes; running ones are never updated here.
+        start_fraction: share of the run after which Self-Retrospection is on.
+        iterations: K, substitutions of the fixed point.
+        fixed_point_rate: η of Φ(δ) = δ − η ∇_δ [−KL + decay·‖δ‖²].
+        decay: the L2 weight there.
+    """
+
+    perturb: Literal["student", "teacher"] = "student"
+    start: Literal["noise", "zeros"] = "noise"
+    sigma: float = 1e-3
+    ascent: Literal["adam", "sgd"] = "adam"
+    ascent_rate: float = 0.1
+    ascent_steps: int = 10
+    epsilon: float = 0.0
+    portion: float = 1.0
+    round_down: bool = False
+    clean_gradient: bool = True
+    weight: float = 1.0
+    norm: Norm = "batch"
+    start_fraction: float = 0.9
+    iterations: int = 5
+    fixed_point_rate: float = 0.1
+    decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "epsilon", "weight", "decay", "ascent_steps", "iterations"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers from 0")
+        for name in ("ascent_rate", "fixed_point_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers above 0")
+        for name in ("portion", "start_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed is [0, 1]")
+
+    def perturbed(self, batch: int) -> int:
+        """How many images of a batch the outer loss perturbs."""
+        exact = self.portion * batch
+        return int(exact) if self.round_down else max(1, round(exact))
+
+
+def _divergence(
+    network: Network, norm: Norm, images: Array, delta: Array, mask: Array, clean_gradient: bool = True
+) -> Float[Array, ""]:
+    """Mean over images and classes of KL(f(x) ‖ f(x + mask·δ))."""
+    shift = delta * jnp.asarray(network.std)
+    clean = network(images, norm).logits
+    if not clean_gradient:
+        clean = jax.lax.stop_gradient(clean)
+    moved = network(images + mask[:, None, None, None] * shift, norm).logits
+    return losses.kl_divergence(clean, moved).mean() / clean.shape[-1]
+
+
+def find_perturbation(
+    config: RetrospectionConfig,
+    key: PRNGKeyArray,
+    network: Network,
+    norm: Norm,
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, "height width channels"]:
+    """δ ≈ argmax E KL(f(x) ‖ f(x + δ)) − decay·‖δ‖² by `ascent_steps` steps, projected to the ε-ball if there is one."""
+    everyone = jnp.ones(images.shape[0])
+    scale = config.sigma if config.start == "noise" else 0.0
+    delta = scale * jax.random.normal(key, images.shape[1:])
+    rule = {"adam": optax.adam, "sgd": optax.sgd}[config.ascent](config.ascent_rate)
+
+    def loss(delta):
+        return config.decay * jnp.sum(jnp.square(delta)) - _divergence(network, norm, images, delta, everyone)
+
+    state = rule.init(delta)
+    for _ in range(config.ascent_steps):
+        updates, state = rule.update(jax.grad(loss)(delta), state, delta)
+        delta = optax.apply_updates(delta, updates)
+        if config.epsilon:
+            length = jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12)
+            delta = delta * jnp.minimum(1.0, config.epsilon / length)
+    return delta
+
+
+def retrospect(
+    config: RetrospectionConfig,
+    key: PRNGKeyArray,
+    student: Network,
+    teacher: Network,
+    images: Float[Array, "batch height width channels"],
+) -> tuple[PyTree, dict[str, Array]]:
+    """The hypergradient to add to the student's distillation gradient, times `weight`; and metrics.
+
+    Reference: Zeng et al., 2022 (arXiv 2110.03735) for the implicit form; Hong et al., 2023, for the objective.
+    """
+    start_key, choice_key = jax.random.split(key)
+    source, norm = (student, config.norm) if config.perturb == "student" else (teacher, "running")
+    delta = find_perturbation(config, start_key, source, norm, images)
+    batch = images.shape[0]
+    count = config.perturbed(batch)
+    mask = (jax.random.permutation(choice_key, batch) < count).astype(jnp.float32)
+    everyone = jnp.ones(batch)
+
+    def outer(delta, params):
+        return _divergence(student.with_params(params), config.norm, images, delta, mask, config.clean_gradient)
+
+    def fixed_point(delta, params):
+        def inner(delta):
+            divergence = _divergence(student.with_params(params), config.norm, images, delta, everyone)
+            return config.decay * jnp.sum(jnp.square(delta)) - divergence
+
+        return delta - config.fixed_point_rate * jax.grad(inner)(delta)
+
+    value, gradient = implicit_hypergradient(outer, fixed_point, delta, student.params, config.iterations)
+    metrics = {
+        "retrospection/divergence": value,
+        "retrospection/delta_norm": jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12),
+    }
+    return jax.tree.map(lambda g: config.weight * g, gradient), metrics

@@ -1,0 +1,1 @@
+"""Data-free synthesis: one file per method, each with `init`, `update` and `sample`."""

@@ -1,0 +1,125 @@
+"""Zero-shot knowledge transfer (Micaelli & Storkey, NeurIPS 2019, arXiv 1905.09768): adversarial belief matching.
+
+A generator is trained to find images on which the student still differs from the teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from abd_jax import losses
+from abd_jax.models import Generator, Network
+from abd_jax.screening import Screen
+
+
+@dataclasses.dataclass(frozen=True)
+class ZSKTConfig:
+    """Settings of the generator.
+
+    Attributes:
+        latent: dimension of the latent vector.
+        features: channels of the generator's inner layers.
+        updates: generator updates per cycle.
+        learning_rate: Adam's, decayed by a cosine to 0 over the run.
+        temperature: of both softmaxes.
+        clip: largest global norm of a gradient.
+    """
+
+    latent: int = 100
+    features: int = 128
+    updates: int = 1
+    learning_rate: float = 1e-3
+    temperature: float = 1.0
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("latent", "features", "updates", "learning_rate", "temperature", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"synthesis.{name} {getattr(self, name)}: allowed are numbers above 0")
+
+
+@struct.dataclass
+class ZSKTState:
+    """The generator and its optimizer."""
+
+    params: PyTree
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class ZSKT:
+    """The synthesizer: three pure functions, bound to their settings.
+
+    Attributes:
+        config: see `ZSKTConfig`.
+        image_shape: (height, width, channels).
+        mean, std: normalization of the teacher.
+        batch: images per batch.
+        steps: generator updates of the whole run, for the learning rate's cosine.
+        dtype: compute dtype of the generator.
+        sharding: of a batch over a mesh's devices; None on one device.
+    """
+
+    config: ZSKTConfig
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch: int
+    steps: int
+    dtype: str = "float32"
+    sharding: jax.sharding.NamedSharding | None = None
+
+    def init(self, key: PRNGKeyArray) -> ZSKTState:
+        """A fresh generator."""
+        params = jax.jit(self._generator.init)(key, jnp.zeros((2, self.config.latent)))["params"]
+        return ZSKTState(params, self._optimizer.init(params))
+
+    def update(
+        self, key: PRNGKeyArray, state: ZSKTState, teacher: Network, student: Network, screen: Screen
+    ) -> tuple[ZSKTState, dict[str, Array]]:
+        """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + penalty` on a batch drawn with `key`.
+
+        The KL is averaged over images and classes, as in the published code; the student normalizes by the batch.
+        """
+
+        def loss(params):
+            images = self._generate(params, key, self.batch)
+            teacher_forward = teacher(images)
+            student_logits = student(images, "batch").logits
+            screening = screen(images, teacher_forward)
+            kl = losses.kl_divergence(teacher_forward.logits, student_logits, self.config.temperature)
+            disagreement = losses.weighted_mean(kl, screening.weights) / student_logits.shape[-1]
+            metrics = {"generator/disagreement": disagreement, "generator/penalty": screening.penalty}
+            metrics |= {f"generator/{name}": value for name, value in screening.metrics.items()}
+            return screening.penalty - disagreement, metrics
+
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
+        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
+        return ZSKTState(optax.apply_updates(state.params, updates), optimizer), metrics
+
+    def sample(
+        self, key: PRNGKeyArray, state: ZSKTState, count: int
+    ) -> Float[Array, "count height width channels"]:
+        """`count` images; with the key of the last update, the images of that update seen by the updated generator."""
+        return self._generate(state.params, key, count)
+
+    def _generate(self, params: PyTree, key: PRNGKeyArray, count: int) -> Array:
+        latent = jax.random.normal(key, (count, self.config.latent))
+        if self.sharding is not None:
+            latent = jax.lax.with_sharding_constraint(latent, self.sharding)
+        return self._generator.apply({"params": params}, latent)
+
+    @property
+    def _generator(self) -> Generator:
+        return Generator(self.image_shape, self.mean, self.std, self.config.features, jnp.dtype(self.dtype))
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(self.config.learning_rate, self.steps)
+        return optax.chain(optax.clip_by_global_norm(self.config.clip), optax.adam(schedule))

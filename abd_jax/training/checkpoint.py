@@ -1,0 +1,219 @@
+"""Checkpoints: Orbax (v1 API), with a digest of the content that is verified on load.
+
+Orbax loads a flipped byte silently, so every checkpoint carries the SHA-256 of its leaves. Trees are stored flat, by
+the path of each leaf, so that a file holds arrays and names and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from abd_jax import models
+from abd_jax.models import Network
+
+logger = logging.getLogger(__name__)
+Tree = TypeVar("Tree")
+
+_POLICIES = ocp.training.save_decision_policies
+_KEEP = ocp.training.preservation_policies
+NETWORK_FILE = "network.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another run; the message is one line."""
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 over every leaf's path, dtype, shape and bytes; waits for the device."""
+    total = hashlib.sha256()
+    for name, leaf in sorted(_flat(tree).items()):
+        array = np.asarray(leaf)
+        total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and placement: Orbax needs the last to read a checkpoint of another number of devices."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
+    paths, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest two, each saved in the background.
+
+    Args:
+        directory: made if missing; left-overs of an interrupted save are removed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            save_decision_policy=_POLICIES.FixedIntervalPolicy(1),
+            preservation_policy=_KEEP.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
+        self._pending: Any = None
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts a save of the state after `step`; waits for the one before.
+
+        Raises:
+            CheckpointError: the save before could not be written.
+        """
+        self.wait()
+        if step in [known.step for known in self._checkpointer.checkpoints]:
+            return
+        self._pending = self._checkpointer.save_async(
+            step, _flat(state), force=True, custom_metadata={"digest": digest(state)}
+        )
+
+    def wait(self) -> None:
+        """Waits for the save under way."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except Exception as error:
+                raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+
+    def load(self, template: Tree) -> tuple[int, Tree] | None:
+        """The newest checkpoint that verifies, as (step, state); None if there is none at all.
+
+        A damaged one is named in the log, and the one before it is used.
+
+        Args:
+            template: a state of the same structure, shapes and placement.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is whole.
+        """
+        steps = sorted((known.step for known in self._checkpointer.checkpoints), reverse=True)
+        abstract = {name: _abstract(leaf) for name, leaf in _flat(template).items()}
+        for step in steps:
+            try:
+                metadata = self._checkpointer.checkpointables_metadata(step)
+                flat = self._checkpointer.load(step, abstract)
+                state = _rebuilt(template, flat)
+                if digest(state) != (metadata.custom_metadata or {}).get("digest"):
+                    raise CheckpointError("its content does not match its digest")
+                return step, state
+            except Exception as error:  # Orbax reports damage as KeyError, ValueError, OSError and its own types
+                logger.warning("checkpoint %s is damaged (%s)", self.directory / str(step), _first_line(error))
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        if steps:
+            raise CheckpointError(f"no checkpoint in {self.directory} is whole: start again with --overwrite")
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way and releases Orbax's threads."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def save_network(directory: Path, network: Network, architecture: str, notes: Mapping[str, Any]) -> str:
+    """Writes a network as a thing of its own: arrays by Orbax, and what is needed to rebuild it as JSON.
+
+    Args:
+        directory: replaced if it exists; complete or absent, never half written.
+        network: to write.
+        architecture: its name for `models.build`.
+        notes: JSON-able facts (role, data set, trigger, …) kept beside it.
+
+    Returns:
+        The digest of the variables.
+    """
+    directory = directory.absolute()
+    staging = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    variables = _flat(dict(network.variables))
+    content = digest(variables)
+    ocp.save(staging / "variables", variables)
+    facts = {
+        "architecture": architecture,
+        "num_classes": network.module.num_classes,
+        "input_shape": list(network.input_shape),
+        "mean": list(network.mean),
+        "std": list(network.std),
+        "dtype": jnp.dtype(network.module.dtype).name,
+        "digest": content,
+        **notes,
+    }
+    (staging / NETWORK_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(staging, directory)
+    return content
+
+
+def load_network(directory: Path) -> tuple[Network, dict[str, Any]]:
+    """Reads a network written by `save_network`, with its notes; nothing in the files is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, of another shape than it says, or not finite.
+    """
+    directory = directory.absolute()
+    if not (directory / NETWORK_FILE).is_file():
+        raise CheckpointError(f"{directory}: no network here (no {NETWORK_FILE})")
+    try:
+        facts = json.loads((directory / NETWORK_FILE).read_text())
+        template = models.abstract(
+            str(facts["architecture"]),
+            num_classes=_bounded(facts, "num_classes", 2, 100_000),
+            input_shape=tuple(map(int, facts["input_shape"])),
+            mean=tuple(map(float, facts["mean"])),
+            std=tuple(map(float, facts["std"])),
+            dtype=facts["dtype"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{directory / NETWORK_FILE}: {type(error).__name__}: {_first_line(error)}") from error
+    wanted = {name: _abstract(leaf) for name, leaf in _flat(dict(template.variables)).items()}
+    try:
+        loaded = ocp.load(directory / "variables", wanted)
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory / 'variables'}: damaged, or not the {facts['architecture']} that {NETWORK_FILE} says"
+        ) from error
+    for name, leaf in loaded.items():
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise CheckpointError(f"{directory / 'variables'}: {name} holds values that are not finite")
+    if digest(loaded) != facts.get("digest"):
+        raise CheckpointError(f"{directory / 'variables'}: the content does not match the digest in {NETWORK_FILE}")
+    return template.replace(variables=_rebuilt(dict(template.variables), loaded)), facts
+
+
+def _bounded(facts: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = int(facts[name])
+    if not least <= value <= most:
+        raise ValueError(f"{name} {value}: allowed is {least} … {most}")
+    return value

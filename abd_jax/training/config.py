@@ -1,0 +1,179 @@
+"""What a run is: frozen dataclasses, validated where they are made, the fields of every preset."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import Literal, get_args
+
+from abd_jax import data, models
+from abd_jax.attacks import triggers
+from abd_jax.defenses.self_retrospection import RetrospectionConfig
+from abd_jax.defenses.shuffling_vaccine import VaccineConfig
+from abd_jax.synthesis.zskt import ZSKTConfig
+
+Defense = Literal["none", "sv", "sr", "abd", "clean_kd"]
+Method = Literal["zskt"]
+DEFENSES: tuple[str, ...] = get_args(Defense)
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+def uses_vaccine(defense: str) -> bool:
+    return defense in ("sv", "abd")
+
+
+def uses_retrospection(defense: str) -> bool:
+    return defense in ("sr", "abd")
+
+
+def one_of(option: str, value: str, allowed: typing.Iterable[str]) -> None:
+    """Raises ValueError, naming the option and what is allowed, with the nearest name."""
+    allowed = sorted(allowed)
+    if value not in allowed:
+        close = difflib.get_close_matches(value, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{option} {value!r}{hint}: allowed are {', '.join(allowed)}")
+
+
+def _positive(prefix: str, config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{prefix}.{name} {getattr(config, name)}: allowed are numbers above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Supervised training of the poisoned teacher.
+
+    Attributes:
+        architecture: e.g. wrn-16-2.
+        epochs: passes over the training set.
+        batch: images per step.
+        learning_rate: SGD's, decayed by a cosine to 0.
+        momentum, weight_decay: SGD's.
+        crop: zero padding of the random crop, in pixels.
+        poison_rate: share of the training set that is poisoned.
+        target: the attacker's class.
+    """
+
+    architecture: str = "wrn-16-2"
+    epochs: int = 200
+    batch: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop: int = 4
+    poison_rate: float = 0.1
+    target: int = 0
+
+    def __post_init__(self) -> None:
+        models.build(self.architecture, 2)
+        _positive("teacher", self, "epochs", "batch", "learning_rate")
+        for name in ("momentum", "poison_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"teacher.{name} {getattr(self, name)}: allowed is [0, 1)")
+        for name in ("weight_decay", "crop", "target"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"teacher.{name} {getattr(self, name)}: allowed are numbers from 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """Data-free distillation of the student.
+
+    Attributes:
+        architecture: e.g. wrn-16-1.
+        cycles: rounds of synthesis and distillation.
+        updates: student updates per cycle, all on the cycle's one batch of images.
+        batch: synthesized images per cycle.
+        learning_rate: Adam's, decayed by a cosine to 0 over the run.
+        temperature: of both softmaxes in the student's loss.
+        attention: weight β of attention transfer.
+        clip: largest global norm of a gradient.
+        settle: share of the run, at its end, in which the student normalizes by its running statistics (ours): those
+            of synthesized batches do not fit real images, and here the weights learn to live with fixed ones.
+        evaluate_every: cycles between two evaluations on the test set; they inform, nothing is chosen by them.
+        checkpoint_every: cycles between two checkpoints.
+    """
+
+    architecture: str = "wrn-16-1"
+    cycles: int = 80_000
+    updates: int = 10
+    batch: int = 128
+    learning_rate: float = 2e-3
+    temperature: float = 1.0
+    attention: float = 250.0
+    clip: float = 5.0
+    settle: float = 0.0
+    evaluate_every: int = 1000
+    checkpoint_every: int = 5000
+
+    def __post_init__(self) -> None:
+        models.build(self.architecture, 2)
+        names = ("cycles", "updates", "batch", "learning_rate", "temperature", "clip", "evaluate_every")
+        _positive("student", self, *names, "checkpoint_every")
+        if self.batch < 2:
+            raise ValueError(f"student.batch {self.batch}: allowed are whole numbers from 2")
+        if not self.attention >= 0:
+            raise ValueError(f"student.attention {self.attention}: allowed are numbers from 0")
+        if not 0 <= self.settle <= 1:
+            raise ValueError(f"student.settle {self.settle}: allowed is [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanKDConfig:
+    """The baseline that has data: distillation on a share of the clean training set.
+
+    Attributes:
+        share: of the clean training set.
+        epochs, batch, learning_rate, momentum, weight_decay: SGD with a cosine.
+        temperature: T of the soft loss, which is scaled by T².
+        soft: weight of the soft loss; the hard one has 1 − soft.
+    """
+
+    share: float = 0.2
+    epochs: int = 170
+    batch: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    temperature: float = 6.0
+    soft: float = 0.95
+
+    def __post_init__(self) -> None:
+        _positive("clean_kd", self, "epochs", "batch", "learning_rate", "temperature")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"clean_kd.share {self.share}: allowed is (0, 1]")
+        if not 0 <= self.soft <= 1:
+            raise ValueError(f"clean_kd.soft {self.soft}: allowed is [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Everything that a run depends on but its trigger, its defense and its seed.
+
+    Attributes:
+        name: of the preset.
+        dataset: name of the data set that the teacher is trained and everything is evaluated on.
+        trigger: the default trigger.
+        method: data-free synthesis method.
+        dtype: compute dtype of the networks; parameters, statistics and losses are float32.
+    """
+
+    name: str
+    dataset: str
+    trigger: str = "badnet_sq"
+    method: Method = "zskt"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    synthesis: ZSKTConfig = ZSKTConfig()
+    vaccine: VaccineConfig = VaccineConfig()
+    retrospection: RetrospectionConfig = RetrospectionConfig()
+    clean_kd: CleanKDConfig = CleanKDConfig()
+
+    def __post_init__(self) -> None:
+        one_of("dataset", self.dataset, data.LOADERS)
+        one_of("trigger", self.trigger, triggers.TRIGGERS)
+        one_of("method", self.method, METHODS)

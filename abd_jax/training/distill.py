@@ -1,0 +1,250 @@
+"""The data-free loop: one round is a cycle of synthesis updates, then student updates on the cycle's images.
+
+`distill_round` is the one function that is compiled, donated, sharded and exported. A round's images and teacher
+outputs are computed once, after the generator's update, and shared by all student updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from abd_jax import losses, models
+from abd_jax.defenses import self_retrospection, shuffling_vaccine
+from abd_jax.models import Network
+from abd_jax.screening import Screen, accept_all
+from abd_jax.synthesis.zskt import ZSKT
+from abd_jax.training import config as configs
+from abd_jax.training import keys
+
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class DistillState:
+    """A whole run in one pytree.
+
+    Attributes:
+        step: finished rounds.
+        student: the student.
+        optimizer: its optimizer's state.
+        synthesizer: the synthesizer's state.
+        vaccine: T~ with its verdict; None without a vaccine.
+    """
+
+    step: Int[Array, ""]
+    student: Network
+    optimizer: optax.OptState
+    synthesizer: PyTree
+    vaccine: shuffling_vaccine.Vaccine | None
+
+
+@struct.dataclass
+class Lesson:
+    """What the student learns from in one round.
+
+    Attributes:
+        images: synthesized, `[batch, height, width, channels]`.
+        logits: the teacher's.
+        attention: the teacher's attention maps.
+        weights: per image, from the defense.
+    """
+
+    images: Float[Array, "batch height width channels"]
+    logits: Float[Array, "batch classes"]
+    attention: tuple[Array, ...]
+    weights: Float[Array, " batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """The static part of a run: settings, defense and synthesizer. Hashable, so it can be static under `jit`."""
+
+    preset: configs.Preset
+    defense: str
+    synthesizer: ZSKT
+
+    @classmethod
+    def make(
+        cls, preset: configs.Preset, defense: str, teacher: Network, sharding: jax.sharding.NamedSharding | None = None
+    ) -> Distillation:
+        """Binds a preset to a teacher's shapes, and to a mesh if a batch's sharding over it is given.
+
+        Raises:
+            ValueError: unknown defense, or a batch that the method cannot use.
+        """
+        configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
+        height, width, _ = teacher.input_shape
+        if height % 4 or width % 4:
+            raise ValueError(f"image size {height}×{width}: the generator of zskt needs sides divisible by 4")
+        synthesizer = ZSKT(
+            config=preset.synthesis,
+            image_shape=teacher.input_shape,
+            mean=teacher.mean,
+            std=teacher.std,
+            batch=preset.student.batch,
+            steps=preset.student.cycles * preset.synthesis.updates,
+            dtype=preset.dtype,
+            sharding=sharding,
+        )
+        return cls(preset, defense, synthesizer)
+
+    @property
+    def rule(self) -> optax.GradientTransformation:
+        student = self.preset.student
+        schedule = optax.cosine_decay_schedule(student.learning_rate, student.cycles * student.updates)
+        return optax.chain(optax.clip_by_global_norm(student.clip), optax.adam(schedule))
+
+    def phase(self, step: int) -> Phase:
+        """What kind of round the one at `step` is."""
+        student = self.preset.student
+        return Phase(
+            retrospective=configs.uses_retrospection(self.defense)
+            and step >= round(self.preset.retrospection.start_fraction * student.cycles),
+            settled=step >= round((1 - student.settle) * student.cycles),
+        )
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Every kind of round that the run will have, in order."""
+        return tuple(dict.fromkeys(map(self.phase, range(self.preset.student.cycles))))
+
+    def init(self, root: PRNGKeyArray, teacher: Network) -> DistillState:
+        """A fresh student and synthesizer; the vaccine, if the defense has one, is drawn but not yet selected."""
+        student = models.create(
+            keys.stream(root, "init", 0),
+            self.preset.student.architecture,
+            num_classes=teacher.module.num_classes,
+            input_shape=teacher.input_shape,
+            mean=teacher.mean,
+            std=teacher.std,
+            dtype=self.preset.dtype,
+        )
+        return DistillState(
+            step=jnp.zeros((), jnp.int32),
+            student=student,
+            optimizer=self.rule.init(student.params),
+            synthesizer=self.synthesizer.init(keys.stream(root, "init", 1)),
+            vaccine=shuffling_vaccine.undecided(keys.stream(root, "vaccine"), teacher, self.preset.vaccine)
+            if configs.uses_vaccine(self.defense)
+            else None,
+        )
+
+    def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
+        """The defense as the synthesizer and as the student see it."""
+        if vaccine is None:
+            return accept_all, accept_all
+        config = self.preset.vaccine
+        return (
+            shuffling_vaccine.generator_screen(config, vaccine, teacher),
+            shuffling_vaccine.student_screen(config, vaccine, teacher),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A kind of round.
+
+    Attributes:
+        retrospective: whether Self-Retrospection is on.
+        settled: whether the student normalizes by its running statistics.
+    """
+
+    retrospective: bool = False
+    settled: bool = False
+
+
+def synthesize(
+    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network
+) -> tuple[DistillState, Lesson, Metrics]:
+    """The first half of a round: synthesis updates, then the images and all that the teacher says of them."""
+    generator_screen, student_screen = run.screens(state.vaccine, teacher)
+    synthesizer, metrics = state.synthesizer, {}
+    for update in range(run.preset.synthesis.updates):
+        latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
+        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, teacher, state.student, generator_screen)
+    images = run.synthesizer.sample(latest, synthesizer, run.preset.student.batch)
+    forward = teacher(images)
+    screening = student_screen(images, forward)
+    lesson = Lesson(
+        images=images,
+        logits=forward.logits,
+        attention=tuple(map(losses.attention_map, forward.stages)),
+        weights=screening.weights,
+    )
+    shares = jax.nn.one_hot(jnp.argmax(forward.logits, -1), forward.logits.shape[-1]).mean(axis=0)
+    metrics |= {f"student/{name}": value for name, value in screening.metrics.items()}
+    metrics |= {"synthesis/largest_class": shares.max(), "synthesis/target_class": shares[run.preset.teacher.target]}
+    return state.replace(synthesizer=synthesizer), jax.lax.stop_gradient(lesson), metrics
+
+
+def study(
+    run: Distillation,
+    phase: Phase,
+    key: PRNGKeyArray,
+    state: DistillState,
+    lesson: Lesson,
+    teacher: Network,
+    update: int | Array,
+) -> tuple[DistillState, Metrics]:
+    """One student update: weighted KL plus attention transfer, and Self-Retrospection's hypergradient if it is on."""
+    config = run.preset.student
+
+    def loss(params):
+        forward = state.student.with_params(params)(lesson.images, "running" if phase.settled else "batch")
+        kl = losses.kl_divergence(lesson.logits, forward.logits, config.temperature) / lesson.logits.shape[-1]
+        maps = tuple(map(losses.attention_map, forward.stages))
+        attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(kl)
+        kl, attention = (jnp.mean(lesson.weights * kl), jnp.mean(lesson.weights * attention))
+        return kl + config.attention * attention, (forward, {"student/kl": kl, "student/attention": attention})
+
+    gradient, (forward, metrics) = jax.grad(loss, has_aux=True)(state.student.params)
+    if phase.retrospective:
+        step = state.step * config.updates + update
+        extra, more = self_retrospection.retrospect(
+            run.preset.retrospection, keys.stream(key, "retrospection", step), state.student, teacher, lesson.images
+        )
+        gradient = jax.tree.map(jnp.add, gradient, extra)
+        metrics |= more
+    metrics["student/gradient_norm"] = optax.global_norm(gradient)
+    updates, optimizer = run.rule.update(gradient, state.optimizer, state.student.params)
+    student = state.student.absorb(forward).with_params(optax.apply_updates(state.student.params, updates))
+    return state.replace(student=student, optimizer=optimizer), metrics
+
+
+def distill_round(
+    run: Distillation,
+    phase: Phase,
+    key: PRNGKeyArray,
+    state: DistillState,
+    teacher: Network,
+    *,
+    first_half: Callable[..., Any] = synthesize,
+    second_half: Callable[..., Any] = study,
+    repeat: Callable[..., Any],
+) -> tuple[DistillState, Metrics]:
+    """A whole round.
+
+    Args:
+        run: what stays the same.
+        phase: the kind of round.
+        key: root key of the run; the round folds its streams and its step into it.
+        state: donated by whoever compiles this.
+        teacher: frozen.
+        first_half, second_half: `synthesize` and `study`, or compiled forms of them.
+        repeat: runs a step function several times; see `training.dispatch`.
+    """
+    state, lesson, metrics = first_half(run, key, state, teacher)
+    state, more = repeat(
+        lambda state, update: second_half(run, phase, key, state, lesson, teacher, update),
+        state,
+        run.preset.student.updates,
+    )
+    return state.replace(step=state.step + 1), metrics | more

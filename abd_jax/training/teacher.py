@@ -1,0 +1,121 @@
+"""Supervised training: the poisoned teacher, and the clean-KD baseline, which has data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+
+from abd_jax import losses
+from abd_jax.data.augment import crop_and_flip
+from abd_jax.models import Forward, Network
+from abd_jax.training import keys
+
+Loss = Callable[[Forward, Array, Array, Network | None], Array]
+"""(forward pass, images, labels, a teacher to learn from or None) → per-image loss."""
+
+
+@struct.dataclass
+class SupervisedState:
+    """Network and optimizer; the step counts updates."""
+
+    step: Int[Array, ""]
+    network: Network
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """Settings of supervised SGD with a cosine to 0; see `TeacherConfig` and `CleanKDConfig`."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    crop: int
+    flip: bool
+
+    @property
+    def rule(self) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps)
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.sgd(schedule, self.momentum, nesterov=False)
+        )
+
+    def init(self, network: Network) -> SupervisedState:
+        return SupervisedState(jnp.zeros((), jnp.int32), network, self.rule.init(network.params))
+
+
+def hard_labels(forward: Forward, images: Array, labels: Array, teacher: Network | None) -> Array:
+    """Cross entropy."""
+    del images, teacher
+    return losses.cross_entropy(forward.logits, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftLabels:
+    """`soft`·T²·KL(teacher ‖ student at T) + (1 − `soft`)·cross entropy (Hinton et al., 2015)."""
+
+    temperature: float
+    soft: float
+
+    def __call__(self, forward: Forward, images: Array, labels: Array, teacher: Network) -> Array:
+        kl = losses.kl_divergence(teacher(images).logits, forward.logits, self.temperature) * self.temperature**2
+        return self.soft * kl + (1 - self.soft) * losses.cross_entropy(forward.logits, labels)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "loss"), donate_argnames="state")
+def train_step(
+    config: Supervised,
+    loss: Loss,
+    key: PRNGKeyArray,
+    state: SupervisedState,
+    teacher: Network | None,
+    images: UInt8[Array, "train height width channels"],
+    labels: Int[Array, " train"],
+    order: Int[Array, " batch"],
+) -> tuple[SupervisedState, dict[str, Array]]:
+    """One update on the images at `order`, augmented on the device."""
+    batch = images[order].astype(jnp.float32) / 255
+    batch = crop_and_flip(key, batch, pad=config.crop, flip=config.flip)
+
+    def objective(params):
+        forward = state.network.with_params(params)(batch, "batch")
+        return loss(forward, batch, labels[order], teacher).mean(), forward
+
+    (value, forward), gradient = jax.value_and_grad(objective, has_aux=True)(state.network.params)
+    updates, optimizer = config.rule.update(gradient, state.optimizer, state.network.params)
+    network = state.network.absorb(forward).with_params(optax.apply_updates(state.network.params, updates))
+    accuracy = jnp.mean(jnp.argmax(forward.logits, -1) == labels[order])
+    return SupervisedState(state.step + 1, network, optimizer), {"loss": value, "train_accuracy": accuracy}
+
+
+def epochs(
+    config: Supervised,
+    loss: Loss,
+    root: PRNGKeyArray,
+    state: SupervisedState,
+    images: UInt8[Array, "train height width channels"],
+    labels: Int[Array, " train"],
+    teacher: Network | None = None,
+) -> Iterator[tuple[SupervisedState, dict[str, Array]]]:
+    """Trains to the end, one epoch per iteration; starts at `state.step`, which must lie between two epochs."""
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    batch = min(config.batch, len(labels))
+    per_epoch = len(labels) // batch
+    for epoch in range(int(state.step) // per_epoch, config.steps // per_epoch):
+        order = jax.random.permutation(keys.stream(root, "shuffle", epoch), len(labels))
+        for index in range(per_epoch):
+            step = epoch * per_epoch + index
+            rows = order[index * batch : (index + 1) * batch]
+            state, metrics = train_step(
+                config, loss, keys.stream(root, "augment", step), state, teacher, images, labels, rows
+            )
+        yield state, metrics
