@@ -177,3 +177,12 @@ class Preset:
         one_of("dataset", self.dataset, data.LOADERS)
         one_of("trigger", self.trigger, triggers.TRIGGERS)
         one_of("method", self.method, METHODS)
+
+
+def check_target(preset: Preset, dataset: data.Dataset) -> None:
+    """Raises ValueError if the target is no class of the data set."""
+    if preset.teacher.target >= dataset.num_classes:
+        raise ValueError(
+            f"teacher.target {preset.teacher.target}: allowed are the classes of {dataset.name}, "
+            f"0 … {dataset.num_classes - 1}"
+        )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import jax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-STREAMS = ("init", "shuffle", "augment", "synthesis", "vaccine", "retrospection", "calibration")
+STAGES = ("teacher", "distill", "clean_kd")
+STREAMS = ("init", "shuffle", "augment", "synthesis", "vaccine", "retrospection", "samples")
 
 
-def stream(root: PRNGKeyArray, name: str, step: int | Array = 0) -> PRNGKeyArray:
+def root(seed: int, stage: str) -> PRNGKeyArray:
+    """The root key of one stage of a run."""
+    return jax.random.fold_in(jax.random.key(seed), STAGES.index(stage))
+
+
+def stream(root: PRNGKeyArray, name: str, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
     """The key of one stream at one step."""
     return jax.random.fold_in(jax.random.fold_in(root, STREAMS.index(name)), step)

@@ -1,0 +1,452 @@
+"""Whole stages with their files: train a teacher, distil a student, train the clean-KD baseline.
+
+A stage leaves in its directory `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, `network/` (the
+last network) and `result.json`; a student's also `best/` and pictures' arrays for the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from abd_jax import models
+from abd_jax.attacks import poison
+from abd_jax.data import Dataset
+from abd_jax.defenses import shuffling_vaccine
+from abd_jax.models import Network
+from abd_jax.training import checkpoint, dispatch, keys, sharding
+from abd_jax.training import config as configs
+from abd_jax.training import evaluate as evaluation
+from abd_jax.training import teacher as supervised
+from abd_jax.training.checkpoint import Checkpoints
+from abd_jax.training.distill import Distillation
+from abd_jax.training.evaluate import TestSet
+from abd_jax.training.metrics import MetricsWriter, NonFiniteError
+from abd_jax.training.run_directory import RunDirectory, write_arrays
+
+Row = dict[str, Any]
+SELECTION_BATCHES = 16
+EXAMPLES = 8
+SAMPLES = 64
+
+
+class Interrupted(Exception):
+    """SIGTERM came; the state was saved."""
+
+
+class Observer(Protocol):
+    """Who is told how far a stage is; called once a step with the metrics of the step before, if there are any."""
+
+    def begin(self, title: str, total: int, done: int) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Silent:
+    """The observer that shows nothing."""
+
+    def begin(self, title: str, total: int, done: int) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it."""
+    arrived = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+    try:
+        yield arrived.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _loop(
+    directory: RunDirectory,
+    observer: Observer,
+    title: str,
+    tree: Any,
+    steps: Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]],
+    total: int,
+    checkpoint_every: int,
+) -> Any:
+    """Runs a stage's steps with checkpoints, metrics, progress and termination; returns the final tree.
+
+    Args:
+        tree: the initial state; replaced by the newest whole checkpoint's if there is one.
+        steps: (first step, tree) → (finished steps, tree, metrics) after each step.
+        total: number of steps.
+        checkpoint_every: steps between two checkpoints.
+
+    Raises:
+        Interrupted: SIGTERM came.
+        ValueError: a metric was not finite.
+    """
+    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints, _termination() as terminated:
+        first, tree = checkpoints.load(tree) or (0, tree)
+        last_saved = first
+        observer.begin(title, total, first)
+        writer = MetricsWriter(directory.path, first_step=first + 1)
+        try:
+            for done, tree, metrics in steps(first, tree):
+                observer.advance(done, writer.write(done, metrics) or {})
+                if done % checkpoint_every == 0 or done == total or terminated():
+                    checkpoints.save(done, tree)
+                    last_saved = done
+                if terminated() and done < total:
+                    raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
+            observer.advance(total, writer.close() or {})
+        except NonFiniteError as error:
+            raise ValueError(f"{directory.path}: {error}; the last good checkpoint is of step {last_saved}") from error
+        finally:
+            writer.close()
+            observer.end()
+    return tree
+
+
+def _supervised_steps(
+    config: supervised.Supervised,
+    loss: supervised.Loss,
+    root: Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    test: TestSet,
+    teacher: Network | None,
+) -> Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]]:
+    def steps(first: int, state: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
+        for epoch, (state, metrics) in enumerate(
+            supervised.epochs(config, loss, root, state, images, labels, teacher), start=first + 1
+        ):
+            yield epoch, state, metrics | _named_rates(state.network, test)
+
+    return steps
+
+
+def _named_rates(network: Network, test: TestSet) -> dict[str, Array]:
+    return dict(zip(("acc", "asr", "ra"), evaluation.rates(network, test), strict=True))
+
+
+def _row(preset: configs.Preset, trigger: str, seed: int, role: str, defense: str, started: float, rates: Any) -> Row:
+    return {
+        "preset": preset.name,
+        "dataset": preset.dataset,
+        "method": preset.method,
+        "trigger": trigger,
+        "seed": seed,
+        "role": role,
+        "defense": defense,
+        **rates._asdict(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _notes(preset: configs.Preset, trigger: str, seed: int, role: str, defense: str, **more: Any) -> dict[str, Any]:
+    return {
+        "role": role,
+        "dataset": preset.dataset,
+        "trigger": trigger,
+        "target": preset.teacher.target,
+        "seed": seed,
+        "defense": defense,
+        **more,
+    }
+
+
+def train_teacher(
+    directory: RunDirectory,
+    preset: configs.Preset,
+    dataset: Dataset,
+    trigger: str,
+    seed: int,
+    observer: Observer | None = None,
+) -> Row:
+    """Trains a poisoned teacher in its directory and returns its row; a finished one is not trained again.
+
+    Raises:
+        Interrupted: SIGTERM came; the state is saved.
+        ValueError: the poisoning asks for more than there is, or a metric was not finite.
+    """
+    if directory.result is not None:
+        return directory.result
+    started, settings, root = time.perf_counter(), preset.teacher, keys.root(seed, "teacher")
+    poisoned = poison.dirty_label(
+        dataset.train_images,
+        dataset.train_labels,
+        trigger=trigger,
+        target=settings.target,
+        rate=settings.poison_rate,
+        seed=seed,
+    )
+    batch = min(settings.batch, len(poisoned.labels))
+    config = supervised.Supervised(
+        steps=settings.epochs * (len(poisoned.labels) // batch),
+        batch=batch,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        crop=settings.crop,
+        flip=dataset.flip,
+    )
+    network = models.create(
+        keys.stream(root, "init"),
+        settings.architecture,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        dtype=preset.dtype,
+    )
+    test = TestSet.make(dataset, trigger, settings.target)
+    steps = _supervised_steps(config, supervised.hard_labels, root, poisoned.images, poisoned.labels, test, None)
+    title = f"teacher · {trigger} · seed {seed}"
+    every = max(1, settings.epochs // 10)
+    state = _loop(directory, observer or Silent(), title, config.init(network), steps, settings.epochs, every)
+    notes = _notes(preset, trigger, seed, "teacher", "none", poisoned=poisoned.indices.tolist())
+    checkpoint.save_network(directory.path / "network", state.network, settings.architecture, notes)
+    clean = dataset.test_images[dataset.test_labels != settings.target][:EXAMPLES]
+    write_arrays(
+        directory.path / "examples.npz",
+        clean=clean,
+        triggered=np.asarray(test.triggered[: len(clean)]),
+        labels=np.asarray(test.true_labels[: len(clean)]),
+        clean_predictions=np.asarray(evaluation.predict(state.network, clean)),
+        triggered_predictions=np.asarray(evaluation.predict(state.network, test.triggered[: len(clean)])),
+    )
+    rates = evaluation.evaluate(state.network, test)
+    return directory.finish(_row(preset, trigger, seed, "teacher", "none", started, rates))
+
+
+def train_clean_student(
+    directory: RunDirectory,
+    preset: configs.Preset,
+    dataset: Dataset,
+    teacher: Network,
+    trigger: str,
+    seed: int,
+    observer: Observer | None = None,
+) -> Row:
+    """The baseline that has clean data: distillation on a share of the clean training set; see `CleanKDConfig`."""
+    if directory.result is not None:
+        return directory.result
+    started, settings, root = time.perf_counter(), preset.clean_kd, keys.root(seed, "clean_kd")
+    count = max(2, round(settings.share * len(dataset.train_labels)))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train_labels), count, replace=False))
+    batch = min(settings.batch, count)
+    config = supervised.Supervised(
+        steps=settings.epochs * (count // batch),
+        batch=batch,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        crop=preset.teacher.crop,
+        flip=dataset.flip,
+    )
+    student = _fresh_student(preset, teacher, root)
+    test = TestSet.make(dataset, trigger, preset.teacher.target)
+    loss = supervised.SoftLabels(settings.temperature, settings.soft)
+    steps = _supervised_steps(
+        config, loss, root, dataset.train_images[chosen], dataset.train_labels[chosen], test, teacher
+    )
+    title = f"student · clean_kd · {trigger} · seed {seed}"
+    every = max(1, settings.epochs // 10)
+    state = _loop(directory, observer or Silent(), title, config.init(student), steps, settings.epochs, every)
+    notes = _notes(preset, trigger, seed, "student", "clean_kd")
+    checkpoint.save_network(directory.path / "network", state.network, preset.student.architecture, notes)
+    rates = evaluation.evaluate(state.network, test)
+    return directory.finish(_row(preset, trigger, seed, "student", "clean_kd", started, rates))
+
+
+def _fresh_student(preset: configs.Preset, teacher: Network, root: Array) -> Network:
+    return models.create(
+        keys.stream(root, "init"),
+        preset.student.architecture,
+        num_classes=teacher.module.num_classes,
+        input_shape=teacher.input_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        dtype=preset.dtype,
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _keep_better(best: tuple[Array, Any], accuracy: Array, variables: Any) -> tuple[Array, Any]:
+    better = accuracy > best[0]
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), (accuracy, variables), best)
+
+
+def distill_student(
+    directory: RunDirectory,
+    preset: configs.Preset,
+    dataset: Dataset,
+    teacher: Network,
+    trigger: str,
+    defense: str,
+    seed: int,
+    observer: Observer | None = None,
+    devices: int = 0,
+) -> Row:
+    """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
+
+    The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them.
+
+    Raises:
+        Interrupted: SIGTERM came; the state is saved.
+        ValueError: a setting that does not fit the teacher, or a metric that was not finite.
+    """
+    if directory.result is not None:
+        return directory.result
+    started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
+    mesh = sharding.data_mesh(devices) if devices else None
+    run = Distillation.make(preset, defense, teacher, mesh and sharding.batch_sharding(mesh))
+    test = TestSet.make(dataset, trigger, preset.teacher.target)
+    state = run.init(root, teacher)
+    if state.vaccine is not None and not any(directory.path.glob("checkpoints/[0-9]*")):
+        vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
+        state = state.replace(vaccine=vaccine)
+    best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
+    tree = (state, best)
+    if mesh is not None:
+        teacher, tree = sharding.replicate((teacher, tree), mesh)
+
+    def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
+        state, best = tree
+        rounds = dispatch.compile_rounds(run, root, state, teacher)
+        evaluation.rates(state.student, test)  # compiles before the first round
+        for step in range(first, settings.cycles):
+            state, metrics = rounds[run.phase(step)](root, state, teacher)
+            if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles:
+                rates = _named_rates(state.student, test)
+                best = _keep_better(best, rates["acc"], state.student.variables)
+                metrics = metrics | rates
+            yield step + 1, (state, best), metrics
+
+    title = f"student · {defense} · {trigger} · seed {seed}"
+    state, best = _loop(
+        directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every
+    )
+    notes = _notes(preset, trigger, seed, "student", defense)
+    checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
+    best_student = state.student.replace(variables=best[1])
+    checkpoint.save_network(
+        directory.path / "best", best_student, settings.architecture, notes | {"chosen_by": "accuracy on the test set"}
+    )
+    _write_pictures(directory, run, root, state, teacher, test)
+    rates = evaluation.evaluate(state.student, test)
+    return directory.finish(_row(preset, trigger, seed, "student", defense, started, rates))
+
+
+def make_student(
+    directory: RunDirectory,
+    preset: configs.Preset,
+    dataset: Dataset,
+    teacher: Network,
+    trigger: str,
+    defense: str,
+    seed: int,
+    observer: Observer | None = None,
+    devices: int = 0,
+) -> Row:
+    """`train_clean_student` or `distill_student`, as the defense says."""
+    if defense == "clean_kd":
+        return train_clean_student(directory, preset, dataset, teacher, trigger, seed, observer)
+    return distill_student(directory, preset, dataset, teacher, trigger, defense, seed, observer, devices)
+
+
+def fit_to_teacher(preset: configs.Preset, teacher: Network, notes: Mapping[str, Any]) -> configs.Preset:
+    """The preset with the trigger and target that the teacher's notes tell, for evaluation.
+
+    Raises:
+        ValueError: the teacher is of another data set or shape than the preset.
+    """
+    if notes.get("dataset") != preset.dataset:
+        raise ValueError(f"--teacher: is of data set {notes.get('dataset')!r}; this preset's is {preset.dataset!r}")
+    settings = dataclasses.replace(preset.teacher, target=int(notes["target"]), architecture=str(notes["architecture"]))
+    return dataclasses.replace(preset, trigger=str(notes["trigger"]), teacher=settings)
+
+
+def _select_vaccine(
+    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+) -> shuffling_vaccine.Vaccine:
+    """Chooses T~ on first images of the fresh synthesizer, and keeps the evidence for the report."""
+    config = run.preset.vaccine
+    vaccine, histories = shuffling_vaccine.select(
+        keys.stream(root, "vaccine"),
+        teacher,
+        config,
+        lambda index: run.synthesizer.sample(keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch),
+        SELECTION_BATCHES,
+    )
+    write_arrays(
+        directory.path / "vaccine.npz",
+        log_kl=histories,
+        threshold=np.asarray(vaccine.threshold),
+        tail=np.asarray(vaccine.tail),
+        trials=np.asarray(vaccine.trials),
+        enabled=np.asarray(vaccine.enabled),
+        tail_bar=np.asarray(config.tail),
+    )
+    return vaccine
+
+
+def _write_pictures(
+    directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet
+) -> None:
+    """A sheet of final images, and what the vaccine says of them, of clean and of triggered test images."""
+    images = run.synthesizer.sample(keys.stream(root, "samples"), state.synthesizer, SAMPLES)
+    shown = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
+    predictions = np.asarray(jnp.argmax(teacher(images).logits, axis=-1))
+    write_arrays(directory.path / "samples.npz", images=shown, predictions=predictions)
+    if state.vaccine is None:
+        return
+
+    @jax.jit
+    def measure(teacher: Network, images: Array) -> Array:
+        forward = teacher(images)
+        shuffled = shuffling_vaccine.shuffled_logits(teacher, state.vaccine.permutations, forward)
+        return shuffling_vaccine.log_kl(forward.logits, shuffled)
+
+    path = directory.path / "vaccine.npz"
+    with np.load(path) as stored:
+        selection = dict(stored)
+    write_arrays(
+        path,
+        **selection,
+        synthetic=np.asarray(measure(teacher, images)),
+        clean=np.asarray(measure(teacher, test.images[: evaluation.BATCH] / 255.0)),
+        triggered=np.asarray(measure(teacher, test.triggered[: evaluation.BATCH] / 255.0)),
+    )
+
+
+def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[evaluation.Rates, dict[str, Any]]:
+    """ACC, ASR and RA of the network saved in a run's directory (or in a network's own), with its notes.
+
+    Raises:
+        CheckpointError: nothing there, or damaged.
+        ValueError: its notes name an unknown data set or trigger.
+    """
+    inner = path / "network"
+    network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
+    missing = [name for name in ("dataset", "trigger", "target") if name not in notes]
+    if missing:
+        raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}")
+    test = TestSet.make(load(notes["dataset"]), notes["trigger"], notes["target"])
+    return evaluation.evaluate(network, test), notes

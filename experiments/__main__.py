@@ -1,0 +1,17 @@
+"""The list of commands."""
+
+import sys
+
+from experiments.console import run
+
+COMMANDS = {
+    "reproduce": "poison teachers, distil with and without defenses, evaluate, write the report",
+    "teacher": "train one poisoned teacher",
+    "distill": "distil one student from a teacher, without data",
+    "evaluate": "ACC, ASR and RA of the network saved in a directory",
+    "presets": "list the presets",
+    "bench": "time our steps beside eager PyTorch's (extra: torch)",
+}
+
+if __name__ == "__main__":
+    sys.exit(run(COMMANDS, sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""What the commands that take a preset have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, TypeVar
+
+import tyro
+
+from abd_jax.training.config import Preset
+from abd_jax.training.run_directory import Existing
+from experiments import presets
+from experiments.console import choose, parse
+
+Options = TypeVar("Options")
+PresetFields = Annotated[Preset, tyro.conf.arg(name="")]
+"""A preset whose fields are options of the command itself: `--student.cycles`, not `--preset.student.cycles`."""
+
+
+def with_preset(options: type[Options], argv: list[str], *, prog: str, description: str) -> Options:
+    """Parses `PRESET --options`; every field of the preset is an option too, with the preset's value as default.
+
+    Raises:
+        ValueError: no or an unknown preset, or bad options.
+    """
+    known = presets.presets()
+    asked_for_help = bool({"-h", "--help"} & set(argv))
+    if argv and not argv[0].startswith("-"):
+        name, rest = choose("preset", argv[0], known), argv[1:]
+    elif asked_for_help:
+        name, rest = next(iter(known)), argv
+    else:
+        raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
+    default = options(preset=known[name], **{field: tyro.MISSING for field in _required(options)})
+    return parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+
+
+def _required(options: type) -> list[str]:
+    return [
+        field.name
+        for field in dataclasses.fields(options)
+        if field.name != "preset" and field.default is dataclasses.MISSING
+    ]
+
+
+def existing(resume: bool, overwrite: bool) -> Existing:
+    """What to do with a directory that exists.
+
+    Raises:
+        ValueError: both were asked for.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite: only one of them is allowed")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"

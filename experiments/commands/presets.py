@@ -1,0 +1,27 @@
+"""`presets`: lists the presets with the first line of their documentation, or one in full."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from experiments import presets
+from experiments.console import choose, stdout
+
+
+def main(argv: list[str]) -> None:
+    """Prints the list, or the whole documentation of `argv[0]`."""
+    modules = presets.modules()
+    if argv and argv[0] not in ("-h", "--help"):
+        if len(argv) > 1:
+            raise ValueError(f"unrecognized option {argv[1]!r}: allowed is the name of one preset, or nothing")
+        module = modules[choose("preset", argv[0], modules)]
+        stdout.print((module.__doc__ or "").strip(), highlight=False, markup=False)
+        return
+    if argv:
+        stdout.print("usage: python -m experiments presets [PRESET]\n", markup=False)
+    table = Table("preset", "data set", "teacher → student", "method", "what it is")
+    for name, module in modules.items():
+        preset = module.PRESET
+        networks = f"{preset.teacher.architecture} → {preset.student.architecture}"
+        table.add_row(name, preset.dataset, networks, preset.method, (module.__doc__ or "").strip().splitlines()[0])
+    stdout.print(table)

@@ -1,0 +1,138 @@
+"""What commands share at the screen: dispatch, one-line errors, exit codes, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import itertools
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Config = TypeVar("Config")
+
+OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+PROGRAM = "python -m experiments"
+stdout, stderr = Console(), Console(stderr=True)
+
+
+def run(commands: Mapping[str, str], argv: list[str]) -> int:
+    """Runs the command that `argv` names and returns its exit code.
+
+    Bad input (ValueError, OSError) is one line on stderr and exit code 2; set ABD_JAX_TRACEBACK=1 to see where from.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        stdout.print(f"usage: {PROGRAM} COMMAND PRESET [--options]\n\ncommands:", highlight=False)
+        for name, summary in commands.items():
+            stdout.print(f"  {name:<10} {summary}", highlight=False)
+        stdout.print(
+            f"\nstart with: {PROGRAM} reproduce digits --out runs/demo\n"
+            f"every command explains itself: {PROGRAM} COMMAND --help",
+            highlight=False,
+        )
+        return OK if argv else BAD_INPUT
+    try:
+        command = choose("command", argv[0], commands)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+        from abd_jax.training.runs import Interrupted
+
+        try:
+            importlib.import_module(f"experiments.commands.{command}").main(argv[1:])
+        except Interrupted as interruption:
+            return fail(str(interruption), TERMINATED)
+        return OK
+    except (ValueError, OSError) as error:
+        if os.environ.get("ABD_JAX_TRACEBACK"):
+            raise
+        return fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return fail("interrupted; go on with --resume", INTERRUPTED)
+
+
+def fail(message: str, code: int) -> int:
+    """One line on stderr."""
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    return code
+
+
+def choose(option: str, value: str, allowed: Mapping[str, Any]) -> str:
+    """The value, if it is allowed.
+
+    Raises:
+        ValueError: it is not; names the option, what is allowed, and the nearest name.
+    """
+    if value not in allowed:
+        close = difflib.get_close_matches(value, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{option} {value!r}{hint}: allowed are {', '.join(allowed)}")
+    return value
+
+
+def parse(config: type[Config], argv: list[str], *, prog: str, description: str, default: Config | None = None) -> Config:
+    """tyro's parser, with its errors as one-line ValueErrors.
+
+    Raises:
+        ValueError: an unknown option, a missing one, or a value that is not allowed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config, args=argv, prog=f"{PROGRAM} {prog}", description=description, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(_unboxed(said.getvalue())) from None
+
+
+def _unboxed(text: str) -> str:
+    """The message of tyro's boxed error, without the box and its closing hint."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
+    body = itertools.takewhile(lambda line: not line.startswith(("──", "╰")), lines[1:])
+    return re.sub(r"preset\.", "", " ".join(line for line in body if line)) or "the options cannot be parsed"
+
+
+class ProgressBar:
+    """A rich progress bar with time left, cycles/s and the running ACC/ASR; an `Observer` of `abd_jax.training.runs`."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, float] = {}
+
+    def begin(self, title: str, total: int, done: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rates]}"),
+            console=stderr,
+            speed_estimate_period=120,
+        )
+        self._rates, self._title = {}, title
+        self._task = self._progress.add_task(title, total=total, completed=done, speed="", rates="")
+        self._progress.start()
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        self._rates |= {name: metrics[name] for name in ("acc", "asr") if name in metrics}
+        shown = " ".join(f"{name.upper()} {100 * value:.1f} %" for name, value in self._rates.items())
+        task = self._progress.tasks[self._task]
+        speed = f"{task.speed:.1f}/s" if task.speed else ""
+        self._progress.update(self._task, completed=done, rates=shown, speed=speed)
+
+    def end(self) -> None:
+        self._progress.stop()
+        if not stderr.is_terminal and self._rates:
+            shown = " ".join(f"{name.upper()} {100 * value:.1f} %" for name, value in self._rates.items())
+            stderr.print(f"{self._title}: {shown}", highlight=False)
