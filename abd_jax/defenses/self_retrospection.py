@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
@@ -76,6 +77,14 @@ class RetrospectionConfig:
         return int(exact) if self.round_down else max(1, round(exact))
 
 
+@struct.dataclass
+class Ascent:
+    """δ on its way up, with its optimizer's state."""
+
+    delta: Float[Array, "height width channels"]
+    optimizer: optax.OptState
+
+
 def _divergence(
     network: Network, norm: Norm, images: Array, delta: Array, mask: Array, clean_gradient: bool = True
 ) -> Float[Array, ""]:
@@ -88,49 +97,55 @@ def _divergence(
     return losses.kl_divergence(clean, moved).mean() / clean.shape[-1]
 
 
-def find_perturbation(
-    config: RetrospectionConfig,
-    key: PRNGKeyArray,
-    network: Network,
-    norm: Norm,
-    images: Float[Array, "batch height width channels"],
-) -> Float[Array, "height width channels"]:
-    """δ ≈ argmax E KL(f(x) ‖ f(x + δ)) − decay·‖δ‖² by `ascent_steps` steps, projected to the ε-ball if there is one."""
-    everyone = jnp.ones(images.shape[0])
+def ascent_rule(config: RetrospectionConfig) -> optax.GradientTransformation:
+    """The optimizer that finds δ."""
+    return {"adam": optax.adam, "sgd": optax.sgd}[config.ascent](config.ascent_rate)
+
+
+def begin_ascent(config: RetrospectionConfig, key: PRNGKeyArray, shape: tuple[int, int, int]) -> Ascent:
+    """δ at its start: σ·N(0, 1), or zeros."""
     scale = config.sigma if config.start == "noise" else 0.0
-    delta = scale * jax.random.normal(key, images.shape[1:])
-    rule = {"adam": optax.adam, "sgd": optax.sgd}[config.ascent](config.ascent_rate)
+    delta = scale * jax.random.normal(key, shape)
+    return Ascent(delta, ascent_rule(config).init(delta))
+
+
+def ascend(
+    config: RetrospectionConfig,
+    ascent: Ascent,
+    student: Network,
+    teacher: Network,
+    images: Float[Array, "batch height width channels"],
+) -> Ascent:
+    """One step towards argmax E KL(f(x) ‖ f(x + δ)) − decay·‖δ‖², projected to the ε-ball if there is one.
+
+    f is the student with the statistics of `config.norm`, or the teacher, by `config.perturb`.
+    """
+    network, norm = (student, config.norm) if config.perturb == "student" else (teacher, "running")
+    everyone = jnp.ones(images.shape[0])
 
     def loss(delta):
         return config.decay * jnp.sum(jnp.square(delta)) - _divergence(network, norm, images, delta, everyone)
 
-    state = rule.init(delta)
-    for _ in range(config.ascent_steps):
-        updates, state = rule.update(jax.grad(loss)(delta), state, delta)
-        delta = optax.apply_updates(delta, updates)
-        if config.epsilon:
-            length = jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12)
-            delta = delta * jnp.minimum(1.0, config.epsilon / length)
-    return delta
+    updates, optimizer = ascent_rule(config).update(jax.grad(loss)(ascent.delta), ascent.optimizer, ascent.delta)
+    delta = optax.apply_updates(ascent.delta, updates)
+    if config.epsilon:
+        delta = delta * jnp.minimum(1.0, config.epsilon / jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12))
+    return Ascent(delta, optimizer)
 
 
-def retrospect(
+def unlearn(
     config: RetrospectionConfig,
     key: PRNGKeyArray,
+    delta: Float[Array, "height width channels"],
     student: Network,
-    teacher: Network,
     images: Float[Array, "batch height width channels"],
 ) -> tuple[PyTree, dict[str, Array]]:
-    """The hypergradient to add to the student's distillation gradient, times `weight`; and metrics.
+    """The hypergradient at δ, to add to the student's distillation gradient, times `weight`; and metrics.
 
     Reference: Zeng et al., 2022 (arXiv 2110.03735) for the implicit form; Hong et al., 2023, for the objective.
     """
-    start_key, choice_key = jax.random.split(key)
-    source, norm = (student, config.norm) if config.perturb == "student" else (teacher, "running")
-    delta = find_perturbation(config, start_key, source, norm, images)
     batch = images.shape[0]
-    count = config.perturbed(batch)
-    mask = (jax.random.permutation(choice_key, batch) < count).astype(jnp.float32)
+    mask = (jax.random.permutation(key, batch) < config.perturbed(batch)).astype(jnp.float32)
     everyone = jnp.ones(batch)
 
     def outer(delta, params):

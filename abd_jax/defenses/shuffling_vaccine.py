@@ -115,8 +115,8 @@ def draw(key: PRNGKeyArray, teacher: Network, config: VaccineConfig) -> dict[str
 
 def undecided(key: PRNGKeyArray, teacher: Network, config: VaccineConfig) -> Vaccine:
     """The first draw, switched off: what stands in a run's state until `select` has spoken."""
-    zero = jnp.zeros((), jnp.float32)
-    return Vaccine(draw(key, teacher, config), zero, zero, jnp.zeros((), jnp.int32), zero)
+    threshold, tail, enabled = (jnp.zeros((), jnp.float32) for _ in range(3))  # one buffer each: the state is donated
+    return Vaccine(draw(key, teacher, config), threshold, tail, jnp.zeros((), jnp.int32), enabled)
 
 
 def shuffle(teacher: Network, permutations: dict[str, Int[Array, "copies channels"]], copy: int) -> Network:

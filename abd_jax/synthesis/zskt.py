@@ -6,6 +6,7 @@ A generator is trained to find images on which the student still differs from th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Generator, Network
+from abd_jax.models import Forward, Generator
 from abd_jax.screening import Screen
 
 
@@ -81,17 +82,22 @@ class ZSKT:
         return ZSKTState(params, self._optimizer.init(params))
 
     def update(
-        self, key: PRNGKeyArray, state: ZSKTState, teacher: Network, student: Network, screen: Screen
+        self,
+        key: PRNGKeyArray,
+        state: ZSKTState,
+        teacher: Callable[[Array], Forward],
+        student: Callable[[Array], Forward],
+        screen: Screen,
     ) -> tuple[ZSKTState, dict[str, Array]]:
         """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + penalty` on a batch drawn with `key`.
 
-        The KL is averaged over images and classes, as in the published code; the student normalizes by the batch.
+        The KL is averaged over images and classes, as in the published code.
         """
 
         def loss(params):
             images = self._generate(params, key, self.batch)
             teacher_forward = teacher(images)
-            student_logits = student(images, "batch").logits
+            student_logits = student(images).logits
             screening = screen(images, teacher_forward)
             kl = losses.kl_divergence(teacher_forward.logits, student_logits, self.config.temperature)
             disagreement = losses.weighted_mean(kl, screening.weights) / student_logits.shape[-1]

@@ -6,6 +6,7 @@ several times slower, so the same functions are compiled as two programs and the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from abd_jax.models import Network
 from abd_jax.training import distill
-from abd_jax.training.distill import Distillation, DistillState, Metrics, Phase
+from abd_jax.training.distill import Distillation, DistillState, Metrics, Parts, Phase
 
 Round = Callable[[PRNGKeyArray, DistillState, Network], tuple[DistillState, Metrics]]
 
@@ -35,12 +36,12 @@ def repeat_from_host(step: Callable[..., Any], state: Any, times: int) -> Any:
     return state, metrics
 
 
-synthesize = jax.jit(distill.synthesize, static_argnums=0, donate_argnums=2)
+synthesize = jax.jit(distill.synthesize, static_argnums=(0, 1), donate_argnums=3)
+begin_ascent = jax.jit(distill.begin_ascent, static_argnums=0)
+ascend = jax.jit(distill.ascend, static_argnums=0, donate_argnums=1)
 study = jax.jit(distill.study, static_argnums=(0, 1), donate_argnums=3)
-whole_round = jax.jit(
-    functools.partial(distill.distill_round, repeat=repeat_on_device), static_argnums=(0, 1), donate_argnums=3
-)
-"""`distill_round` as one program; the single source of its donation, for running and for compiling ahead of time."""
+whole_round = jax.jit(distill.distill_round, static_argnums=(0, 1, 2), donate_argnums=4)
+"""`distill_round` as one program: the single source of its donation, for running and for compiling ahead of time."""
 
 
 def compile_rounds(
@@ -54,21 +55,26 @@ def compile_rounds(
         platform: default: the current backend.
     """
     if (platform or jax.default_backend()) != "cpu":
-        return {
-            phase: whole_round.lower(run, phase, key, state, teacher).compile() for phase in run.phases()
-        }
-    first_half = synthesize.lower(run, key, state, teacher).compile()
-    _, lesson, _ = jax.eval_shape(functools.partial(distill.synthesize, run), key, state, teacher)
-    lesson = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lesson)
-    rounds = {}
+        parts = Parts(repeat_on_device)
+        return {phase: whole_round.lower(run, phase, parts, key, state, teacher).compile() for phase in run.phases()}
+
+    def compiled(function: Any, static: tuple[Any, ...], *arguments: Any) -> Callable[..., Any]:
+        executable = function.lower(*static, *arguments).compile()
+        return lambda *all_arguments: executable(*all_arguments[len(static) :])
+
+    lesson = jax.eval_shape(functools.partial(distill.synthesize, run, Phase()), key, state, teacher)[1]
+    index = np.int32(0)
+    rounds: dict[Phase, Round] = {}
     for phase in run.phases():
-        second_half = study.lower(run, phase, key, state, lesson, teacher, np.int32(0)).compile()
-        rounds[phase] = functools.partial(
-            distill.distill_round,
-            run,
-            phase,
-            first_half=lambda _, *arguments: first_half(*arguments),
-            second_half=lambda _, __, *arguments, compiled=second_half: compiled(*arguments),
-            repeat=repeat_from_host,
-        )
+        parts, delta = Parts(repeat_from_host, compiled(synthesize, (run, phase), key, state, teacher)), ()
+        if phase.retrospective:
+            ascent = jax.eval_shape(functools.partial(distill.begin_ascent, run), key, state, index)
+            delta = (ascent.delta,)
+            parts = dataclasses.replace(
+                parts,
+                begin_ascent=compiled(begin_ascent, (run,), key, state, index),
+                ascend=compiled(ascend, (run,), ascent, state, teacher, lesson),
+            )
+        parts = dataclasses.replace(parts, study=compiled(study, (run, phase), key, state, lesson, index, *delta))
+        rounds[phase] = functools.partial(distill.distill_round, run, phase, parts)
     return rounds

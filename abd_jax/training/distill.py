@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models
 from abd_jax.defenses import self_retrospection, shuffling_vaccine
+from abd_jax.defenses.self_retrospection import Ascent
 from abd_jax.models import Network
 from abd_jax.screening import Screen, accept_all
 from abd_jax.synthesis.zskt import ZSKT
@@ -160,16 +161,22 @@ class Phase:
     retrospective: bool = False
     settled: bool = False
 
+    @property
+    def norm(self) -> models.Norm:
+        """Whose statistics the student normalizes by."""
+        return "running" if self.settled else "batch"
+
 
 def synthesize(
-    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network
+    run: Distillation, phase: Phase, key: PRNGKeyArray, state: DistillState, teacher: Network
 ) -> tuple[DistillState, Lesson, Metrics]:
     """The first half of a round: synthesis updates, then the images and all that the teacher says of them."""
     generator_screen, student_screen = run.screens(state.vaccine, teacher)
     synthesizer, metrics = state.synthesizer, {}
+    student = functools.partial(state.student, norm=phase.norm)
     for update in range(run.preset.synthesis.updates):
         latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
-        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, teacher, state.student, generator_screen)
+        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, teacher, student, generator_screen)
     images = run.synthesizer.sample(latest, synthesizer, run.preset.student.batch)
     forward = teacher(images)
     screening = student_screen(images, forward)
@@ -191,14 +198,14 @@ def study(
     key: PRNGKeyArray,
     state: DistillState,
     lesson: Lesson,
-    teacher: Network,
     update: int | Array,
+    delta: Array | None = None,
 ) -> tuple[DistillState, Metrics]:
-    """One student update: weighted KL plus attention transfer, and Self-Retrospection's hypergradient if it is on."""
+    """One student update: weighted KL plus attention transfer, and with δ Self-Retrospection's hypergradient at it."""
     config = run.preset.student
 
     def loss(params):
-        forward = state.student.with_params(params)(lesson.images, "running" if phase.settled else "batch")
+        forward = state.student.with_params(params)(lesson.images, phase.norm)
         kl = losses.kl_divergence(lesson.logits, forward.logits, config.temperature) / lesson.logits.shape[-1]
         maps = tuple(map(losses.attention_map, forward.stages))
         attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(kl)
@@ -206,10 +213,13 @@ def study(
         return kl + config.attention * attention, (forward, {"student/kl": kl, "student/attention": attention})
 
     gradient, (forward, metrics) = jax.grad(loss, has_aux=True)(state.student.params)
-    if phase.retrospective:
-        step = state.step * config.updates + update
-        extra, more = self_retrospection.retrospect(
-            run.preset.retrospection, keys.stream(key, "retrospection", step), state.student, teacher, lesson.images
+    if delta is not None:
+        extra, more = self_retrospection.unlearn(
+            run.preset.retrospection,
+            keys.stream(key, "portion", state.step * config.updates + update),
+            delta,
+            state.student,
+            lesson.images,
         )
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics |= more
@@ -219,32 +229,60 @@ def study(
     return state.replace(student=student, optimizer=optimizer), metrics
 
 
+def begin_ascent(run: Distillation, key: PRNGKeyArray, state: DistillState, update: int | Array) -> Ascent:
+    """A fresh δ for one student update."""
+    step_key = keys.stream(key, "perturbation", state.step * run.preset.student.updates + update)
+    return self_retrospection.begin_ascent(run.preset.retrospection, step_key, run.synthesizer.image_shape)
+
+
+def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Network, lesson: Lesson) -> Ascent:
+    """One step of δ."""
+    return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher, lesson.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The four functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
+
+    `repeat(step, carry, times)` calls `step(carry, index) → (carry, metrics)` and returns the last of both.
+    """
+
+    repeat: Callable[..., Any]
+    synthesize: Callable[..., Any] = synthesize
+    begin_ascent: Callable[..., Any] = begin_ascent
+    ascend: Callable[..., Any] = ascend
+    study: Callable[..., Any] = study
+
+
 def distill_round(
     run: Distillation,
     phase: Phase,
+    parts: Parts,
     key: PRNGKeyArray,
     state: DistillState,
     teacher: Network,
-    *,
-    first_half: Callable[..., Any] = synthesize,
-    second_half: Callable[..., Any] = study,
-    repeat: Callable[..., Any],
 ) -> tuple[DistillState, Metrics]:
     """A whole round.
 
     Args:
         run: what stays the same.
         phase: the kind of round.
+        parts: the functions it calls.
         key: root key of the run; the round folds its streams and its step into it.
         state: donated by whoever compiles this.
         teacher: frozen.
-        first_half, second_half: `synthesize` and `study`, or compiled forms of them.
-        repeat: runs a step function several times; see `training.dispatch`.
     """
-    state, lesson, metrics = first_half(run, key, state, teacher)
-    state, more = repeat(
-        lambda state, update: second_half(run, phase, key, state, lesson, teacher, update),
-        state,
-        run.preset.student.updates,
-    )
+    state, lesson, metrics = parts.synthesize(run, phase, key, state, teacher)
+
+    def update_student(state: DistillState, update: int | Array) -> tuple[DistillState, Metrics]:
+        if not phase.retrospective:
+            return parts.study(run, phase, key, state, lesson, update)
+        ascent, _ = parts.repeat(
+            lambda ascent, _: (parts.ascend(run, ascent, state, teacher, lesson), {}),
+            parts.begin_ascent(run, key, state, update),
+            run.preset.retrospection.ascent_steps,
+        )
+        return parts.study(run, phase, key, state, lesson, update, ascent.delta)
+
+    state, more = parts.repeat(update_student, state, run.preset.student.updates)
     return state.replace(step=state.step + 1), metrics | more
