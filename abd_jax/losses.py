@@ -40,7 +40,7 @@ def attention_map(
 
 
 def attention_transfer(
-    student_maps: Sequence[Float[Array, "batch positions"]], teacher_maps: Sequence[Float[Array, "batch positions"]]
+    student_maps: Sequence[Float[Array, "batch _"]], teacher_maps: Sequence[Float[Array, "batch _"]]
 ) -> Float[Array, " batch"]:
     """Σ over stages of the mean squared difference of attention maps, per image.
 

@@ -73,7 +73,7 @@ class Network:
         self,
         entry: int,
         activation: Float[Array, "batch height width channels"],
-        gathers: Mapping[str, Int[Array, "copies channels"]] | None = None,
+        gathers: Mapping[str, Int[Array, "copies _"]] | None = None,
     ) -> Float[Array, "copies batch classes"]:
         """Logits from `Forward.entries[entry]` on, for one or several copies of the network.
 
