@@ -1,0 +1,26 @@
+"""Strict settings for every test: what would pass silently elsewhere is an error here."""
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)  # a mesh without hardware; whatever names no mesh stays on the first
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: a third of the time
+install_import_hook("abd_jax", "beartype.beartype")  # shapes and types of every annotated call; must precede the import
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error")
+    config.addinivalue_line(
+        "markers",
+        "optax: runs Optax's Adam or schedules, which multiply int32 counts by floats: no strict dtype promotion",
+    )
+
+
+@pytest.fixture(autouse=True)
+def dtype_promotion(request: pytest.FixtureRequest):
+    """Strict dtype promotion, except where Optax itself breaks it."""
+    with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("optax") else "strict"):
+        yield
