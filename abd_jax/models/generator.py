@@ -30,6 +30,8 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, latent: Float[Array, "batch latent"]) -> Float[Array, "batch height width channels"]:
         height, width, channels = self.image_shape
+        if height % 4 or width % 4:
+            raise ValueError(f"image shape {self.image_shape}: a generator needs height and width divisible by 4")
         h = nn.Dense(height * width // 16 * self.features, dtype=self.dtype)(latent.astype(self.dtype))
         h, _ = BatchNorm(track=False)(h.reshape(-1, height // 4, width // 4, self.features), "batch")
         for features in (self.features, self.features // 2):
