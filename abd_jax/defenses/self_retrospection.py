@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
 from abd_jax.defenses.hypergradient import implicit_hypergradient
-from abd_jax.models import Network, Norm
+from abd_jax.models import Leaf, Network, Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RetrospectionConfig:
 class Ascent:
     """δ on its way up, with its optimizer's state."""
 
-    delta: Float[Array, "height width channels"]
+    delta: Leaf
     optimizer: optax.OptState
 
 

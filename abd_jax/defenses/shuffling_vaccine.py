@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from abd_jax import losses
-from abd_jax.models import Forward, Network
+from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, Screening
 
 _SMALLEST_KL = 1e-12
@@ -85,11 +85,11 @@ class Vaccine:
         enabled: 0 if no draw was accepted, which switches the vaccine off.
     """
 
-    permutations: dict[str, Int[Array, "copies channels"]]
-    threshold: Float[Array, ""]
-    tail: Float[Array, ""]
-    trials: Int[Array, ""]
-    enabled: Float[Array, ""]
+    permutations: dict[str, Leaf]
+    threshold: Leaf
+    tail: Leaf
+    trials: Leaf
+    enabled: Leaf
 
 
 def draw(key: PRNGKeyArray, teacher: Network, config: VaccineConfig) -> dict[str, Int[Array, "copies channels"]]:

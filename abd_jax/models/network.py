@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
 from abd_jax.models.layers import BatchNormTap, Norm
+from abd_jax.models.typing import Leaf
 
 BATCH_NORM_MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics."""
@@ -30,10 +31,10 @@ class Forward:
         batch_norm: one `BatchNormTap` per batch normalization, in forward order.
     """
 
-    logits: Float[Array, "batch classes"]
-    embedding: Float[Array, "batch features"]
-    stages: tuple[Array, ...]
-    entries: tuple[Array, ...]
+    logits: Leaf
+    embedding: Leaf
+    stages: tuple[Leaf, ...]
+    entries: tuple[Leaf, ...]
     batch_norm: tuple[BatchNormTap, ...]
 
 

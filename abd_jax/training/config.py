@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from abd_jax import data, models
@@ -27,7 +27,7 @@ def uses_retrospection(defense: str) -> bool:
     return defense in ("sr", "abd")
 
 
-def one_of(option: str, value: str, allowed: typing.Iterable[str]) -> None:
+def one_of(option: str, value: str, allowed: Iterable[str]) -> None:
     """Raises ValueError, naming the option and what is allowed, with the nearest name."""
     allowed = sorted(allowed)
     if value not in allowed:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from abd_jax import losses, models
 from abd_jax.defenses import self_retrospection, shuffling_vaccine
 from abd_jax.defenses.self_retrospection import Ascent
-from abd_jax.models import Network
+from abd_jax.models import Leaf, Network
 from abd_jax.screening import Screen, accept_all
 from abd_jax.synthesis.zskt import ZSKT
 from abd_jax.training import config as configs
@@ -41,7 +41,7 @@ class DistillState:
         vaccine: T~ with its verdict; None without a vaccine.
     """
 
-    step: Int[Array, ""]
+    step: Leaf
     student: Network
     optimizer: optax.OptState
     synthesizer: PyTree
@@ -59,10 +59,10 @@ class Lesson:
         weights: per image, from the defense.
     """
 
-    images: Float[Array, "batch height width channels"]
-    logits: Float[Array, "batch classes"]
-    attention: tuple[Array, ...]
-    weights: Float[Array, " batch"]
+    images: Leaf
+    logits: Leaf
+    attention: tuple[Leaf, ...]
+    weights: Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ def study(
         )
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics |= more
-    metrics["student/gradient_norm"] = optax.global_norm(gradient)
+    metrics["student/gradient_norm"] = optax.tree.norm(gradient)
     updates, optimizer = run.rule.update(gradient, state.optimizer, state.student.params)
     student = state.student.absorb(forward).with_params(optax.apply_updates(state.student.params, updates))
     return state.replace(student=student, optimizer=optimizer), metrics

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from abd_jax import losses
 from abd_jax.data.augment import crop_and_flip
-from abd_jax.models import Forward, Network
+from abd_jax.models import Forward, Leaf, Network
 from abd_jax.training import keys
 
 Loss = Callable[[Forward, Array, Array, Network | None], Array]
@@ -25,7 +25,7 @@ Loss = Callable[[Forward, Array, Array, Network | None], Array]
 class SupervisedState:
     """Network and optimizer; the step counts updates."""
 
-    step: Int[Array, ""]
+    step: Leaf
     network: Network
     optimizer: optax.OptState
 
