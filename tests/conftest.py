@@ -4,11 +4,14 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.typecheck import check
+
 jax.config.update("jax_num_cpu_devices", 8)  # a mesh without hardware; whatever names no mesh stays on the first
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: a third of the time
-install_import_hook("abd_jax", "beartype.beartype")  # shapes and types of every annotated call; must precede the import
+# Every annotated call; must precede the first import.
+install_import_hook("abd_jax", f"{check.__module__}.{check.__name__}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

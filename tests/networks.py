@@ -66,5 +66,5 @@ class Tiny(nn.Module):
 
 def tiny(seed: int = 0, shape: tuple[int, int, int] = (4, 4, 1), **options) -> Network:
     module = Tiny(**options)
-    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), "running")
+    variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, *shape)), "running"), jax.random.key(0))
     return Network(randomized(variables, seed), module, MEAN[shape[2]], STD[shape[2]], shape)
