@@ -1,0 +1,170 @@
+"""Every command, at its edge: help, bad input, presets."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import console, presets
+from experiments.__main__ import COMMANDS
+from tests.networks import network
+
+REPRODUCE = ["reproduce", "digits", "--out", "OUT"]
+TEACHER = ["teacher", "digits", "--out", "OUT"]
+DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
+
+BAD_INPUT = [
+    ([], None),
+    (["reprodce"], "did you mean 'reproduce'"),
+    (["reproduce"], "a preset must come first"),
+    (["reproduce", "digit"], "did you mean 'digits'"),
+    (["reproduce", "--out", "x"], "a preset must come first"),
+    (["reproduce", "digits"], "--out"),
+    ([*REPRODUCE, "--bogus", "1"], "--bogus"),
+    ([*REPRODUCE, "--sedes", "1"], "--sedes"),
+    ([*REPRODUCE, "--seeds", "one"], "--seeds"),
+    ([*REPRODUCE, "--seeds", "1", "1"], "each value may stand there once"),
+    ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
+    ([*REPRODUCE, "--trigger", "mosaic"], "allowed are badnet_grid, badnet_sq, blend"),
+    ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
+    ([*REPRODUCE, "--dataset", "cifar11"], "allowed are digits"),
+    ([*REPRODUCE, "--method", "cmi"], "zskt"),
+    ([*REPRODUCE, "--dtype", "float16"], "'float32', 'bfloat16'"),
+    ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
+    ([*REPRODUCE, "--teacher.architecture", "wrn-11-1"], "wrn-D-W with depth D = 10, 16"),
+    ([*REPRODUCE, "--teacher.architecture", "resnet"], "wrn-D-W"),
+    ([*REPRODUCE, "--teacher.epochs", "0"], "teacher.epochs 0: allowed are numbers above 0"),
+    ([*REPRODUCE, "--teacher.poison-rate", "1.5"], r"teacher.poison_rate 1.5: allowed is [0, 1)"),
+    ([*REPRODUCE, "--teacher.target", "10"], "allowed are the classes of digits, 0 … 9"),
+    ([*REPRODUCE, "--teacher.target", "-1"], "teacher.target -1"),
+    ([*REPRODUCE, "--student.architecture", "wrn-10"], "wrn-D-W"),
+    ([*REPRODUCE, "--student.cycles", "-3"], "student.cycles -3"),
+    ([*REPRODUCE, "--student.batch", "1"], "student.batch 1: allowed are whole numbers from 2"),
+    ([*REPRODUCE, "--student.learning-rate", "fast"], "--student.learning-rate"),
+    ([*REPRODUCE, "--student.settle", "2"], "student.settle 2"),
+    ([*REPRODUCE, "--student.temperature", "0"], "student.temperature"),
+    ([*REPRODUCE, "--synthesis.latent", "0"], "synthesis.latent 0"),
+    ([*REPRODUCE, "--vaccine.copies", "0"], "vaccine.copies 0"),
+    ([*REPRODUCE, "--vaccine.reduction", "mean"], "'class_mean', 'sum'"),
+    ([*REPRODUCE, "--vaccine.tail", "1"], "vaccine.tail"),
+    ([*REPRODUCE, "--retrospection.ascent", "lbfgs"], "'adam', 'sgd'"),
+    ([*REPRODUCE, "--retrospection.portion", "1.5"], "retrospection.portion 1.5"),
+    ([*REPRODUCE, "--retrospection.ascent-rate", "0"], "retrospection.ascent_rate"),
+    ([*REPRODUCE, "--clean-kd.share", "0"], "clean_kd.share"),
+    ([*TEACHER, "--seed", "zero"], "--seed"),
+    ([*TEACHER, "--defense", "abd"], "--defense"),
+    (["distill", "digits", "--out", "OUT"], "--teacher"),
+    ([*DISTILL, "/nowhere"], "no network here"),
+    ([*DISTILL, "NETWORK", "--defense", "all"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
+    ([*DISTILL, "NETWORK"], "is of data set 'svhn'"),
+    (["evaluate"], "DIRECTORY"),
+    (["evaluate", "/nowhere"], "no network here"),
+    (["evaluate", "NETWORK"], "unknown dataset 'svhn'"),
+    (["evaluate", "NETWORK", "--jsn"], "--jsn"),
+    (["presets", "digitz"], "did you mean 'digits'"),
+    (["presets", "digits", "--all"], "--all"),
+    (["reproduce", "digits", "--out", "FILE"], "is a file"),
+    (["reproduce", "digits", "--out", "FULL"], "use --resume to go on or --overwrite"),
+    (["reproduce", "digits", "--out", "FULL", "--overwrite"], "no run of ours"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    from abd_jax.training import checkpoint
+
+    top = tmp_path_factory.mktemp("places")
+    checkpoint.save_network(
+        top / "network", network(classes=10), "wrn-10-1", {"dataset": "svhn", "trigger": "blend", "target": 0}
+    )
+    (top / "file").write_text("")
+    (top / "full").mkdir()
+    (top / "full" / "thesis.tex").write_text("")
+    return {
+        "OUT": str(top / "out"),
+        "NETWORK": str(top / "network"),
+        "FILE": str(top / "file"),
+        "FULL": str(top / "full"),
+    }
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD_INPUT, ids=lambda value: " ".join(value) if value else None)
+def test_bad_input_is_one_line_and_exit_code_2(argv, message, places, capsys):
+    assert console.run(COMMANDS, [places.get(word, word) for word in argv]) == console.BAD_INPUT
+    said = capsys.readouterr().err
+    if message is not None:
+        assert said.startswith("error: ") and said.count("\n") == 1, said
+        assert message in said
+
+
+def test_nothing_is_left_behind_by_bad_input(places, capsys):
+    from pathlib import Path
+
+    console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--teacher.target", "10"])
+    assert not Path(places["OUT"]).exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) if command != "presets" else _nothing() as stop:
+        console.run(COMMANDS, [command, "--help"])
+    assert stop is None or stop.value.code in (0, None)
+    said = capsys.readouterr().out
+    assert "usage" in said and command in said
+
+
+class _nothing:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *_):
+        return False
+
+
+def test_the_entry_point_runs_as_a_process():
+    done = subprocess.run([sys.executable, "-m", "experiments", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_presets_are_listed_and_explained(capsys):
+    assert console.run(COMMANDS, ["presets"]) == 0
+    listed = capsys.readouterr().out
+    for name, module in presets.modules().items():
+        assert name in listed
+        assert console.run(COMMANDS, ["presets", name]) == 0
+        explained = capsys.readouterr().out
+        assert f"python -m experiments reproduce {name}" in " ".join(explained.split())
+        assert module.__doc__
+
+
+@pytest.mark.parametrize("name", presets.presets())
+def test_every_field_of_a_preset_is_as_reviewed(name, golden):
+    golden(f"preset_{name}.json", json.dumps(dataclasses.asdict(presets.presets()[name]), indent=2) + "\n")
+
+
+def test_the_parameters_of_every_preset_are_as_reviewed(golden):
+    import jax
+    from flax.traverse_util import flatten_dict
+
+    from abd_jax import data, models
+
+    lines = []
+    for name, preset in presets.presets().items():
+        dataset = data.load(preset.dataset)
+        for role in ("teacher", "student"):
+            architecture = getattr(preset, role).architecture
+            network = models.abstract(
+                architecture,
+                num_classes=dataset.num_classes,
+                input_shape=dataset.image_shape,
+                mean=dataset.mean,
+                std=dataset.std,
+                dtype=preset.dtype,
+            )
+            leaves = flatten_dict(dict(network.variables), sep="/")
+            lines.append(f"{name} {role} {architecture}: {sum(leaf.size for leaf in jax.tree.leaves(leaves))}")
+            lines += [f"  {path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in sorted(leaves.items())]
+    golden("parameters.txt", "\n".join(lines) + "\n")

@@ -1,0 +1,10 @@
+"""A round draws the same latent vectors twice on purpose (the update's and the student's images): no key-reuse check."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="package")
+def key_reuse():
+    with jax.debug_key_reuse(False):
+        yield

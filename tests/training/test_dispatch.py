@@ -1,0 +1,113 @@
+"""A round, in all its forms: dispatched from the host, as one program, and over eight devices."""
+
+import dataclasses
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abd_jax.training import dispatch, sharding
+from abd_jax.training.distill import Distillation, Phase
+from tests.training import small, waiting
+
+pytestmark = pytest.mark.optax
+CYCLES = 2
+
+
+def prepared(preset, defense, mesh=None):
+    teacher = small.teacher()
+    run = Distillation.make(preset, defense, teacher, mesh and sharding.batch_sharding(mesh))
+    state = run.init(small.key(3), teacher)
+    if state.vaccine is not None:
+        state = state.replace(vaccine=state.vaccine.replace(enabled=jnp.ones(())))
+    if mesh is not None:
+        teacher, state = sharding.replicate((teacher, state), mesh)
+    return run, state, teacher
+
+
+def trained(preset, defense, platform="cpu", mesh=None, cycles=CYCLES):
+    run, state, teacher = prepared(preset, defense, mesh)
+    rounds = dispatch.compile_rounds(run, small.key(3), state, teacher, platform)
+    for step in range(cycles):
+        state, metrics = rounds[run.phase(step)](small.key(3), state, teacher)
+    return state, metrics
+
+
+ABD = small.preset(cycles=CYCLES)
+ABD = dataclasses.replace(ABD, retrospection=dataclasses.replace(ABD.retrospection, start_fraction=0.5))
+
+
+@pytest.fixture(scope="module")
+def reference(key_reuse):
+    with jax.numpy_dtype_promotion("standard"):
+        return trained(ABD, "abd")
+
+
+def test_one_program_computes_what_the_host_dispatches(reference):
+    state, metrics = trained(ABD, "abd", platform="tpu")  # the accelerators' form, run on CPU
+    chex.assert_trees_all_close(state.student.variables, reference[0].student.variables, atol=2e-5, rtol=2e-4)
+    chex.assert_trees_all_close(metrics, reference[1], atol=2e-5, rtol=2e-3)
+
+
+def test_eight_devices_compute_what_one_does(reference):
+    state, metrics = trained(ABD, "abd", mesh=sharding.data_mesh(8))
+    chex.assert_trees_all_close(
+        jax.tree.map(np.asarray, state.student.variables),
+        jax.tree.map(np.asarray, reference[0].student.variables),
+        atol=2e-5,
+        rtol=2e-4,
+    )
+    assert len(jax.tree.leaves(state.student.variables)[0].sharding.device_set) == 8
+
+
+def test_too_many_devices_is_an_error():
+    with pytest.raises(ValueError, match=r"devices 9: allowed are 1 … 8"):
+        sharding.data_mesh(9)
+
+
+def test_nothing_compiles_and_nothing_waits_after_the_first_round(monkeypatch, caplog):
+    run, state, teacher = prepared(small.preset(cycles=3), "none")
+    key = small.key(3)
+    rounds = dispatch.compile_rounds(run, key, state, teacher)
+    state, _ = rounds[run.phase(0)](key, state, teacher)
+    jax.block_until_ready(state)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING), waiting.forbidden(monkeypatch):
+        for step in (1, 2):
+            state, metrics = rounds[run.phase(step)](key, state, teacher)
+    assert not [record for record in caplog.records if "ompil" in record.getMessage()]
+    with pytest.raises(AssertionError, match="waits"), waiting.forbidden(monkeypatch):
+        float(metrics["student/kl"])
+
+
+def test_phases_follow_the_schedule():
+    preset = small.preset(cycles=10, settle=0.2)
+    preset = dataclasses.replace(preset, retrospection=dataclasses.replace(preset.retrospection, start_fraction=0.5))
+    run = Distillation.make(preset, "abd", small.teacher())
+    assert [run.phase(step) for step in (0, 4, 5, 7, 8, 9)] == [
+        Phase(),
+        Phase(),
+        Phase(retrospective=True),
+        Phase(retrospective=True),
+        Phase(retrospective=True, settled=True),
+        Phase(retrospective=True, settled=True),
+    ]
+    assert not any(phase.retrospective for phase in Distillation.make(preset, "sv", small.teacher()).phases())
+
+
+def test_defense_none_has_no_vaccine_and_unknown_ones_are_refused():
+    assert prepared(small.PRESET, "none")[1].vaccine is None
+    with pytest.raises(ValueError, match=r"defense 'abs'.*did you mean 'abd'"):
+        Distillation.make(small.PRESET, "abs", small.teacher())
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_round_lowers_for_accelerators(platform):
+    run, state, teacher = prepared(ABD, "abd")
+    arguments = (run, Phase(retrospective=True), dispatch.Parts(dispatch.repeat_on_device))
+    lowered = dispatch.whole_round.trace(*arguments, small.key(3), state, teacher).lower(lowering_platforms=(platform,))
+    text = lowered.as_text()
+    assert "stablehlo.while" in text and "stablehlo.convolution" in text
+    assert "tf.aliasing_output" in text or "jax.buffer_donor" in text  # the state is donated

@@ -1,0 +1,36 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from abd_jax.training.metrics import METRICS_FILE, MetricsWriter, NonFiniteError, read
+
+
+def test_lines_are_written_one_step_late(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    assert writer.write(1, {"a": jnp.asarray(0.5)}) is None
+    assert read(tmp_path) == []
+    assert writer.write(2, {"a": jnp.asarray(0.25)}) == {"a": 0.5}
+    assert [line["step"] for line in read(tmp_path)] == [1]
+    assert writer.close() == {"a": 0.25}
+    assert [line["a"] for line in read(tmp_path)] == [0.5, 0.25]
+
+
+def test_a_resumed_run_drops_what_it_repeats_and_lines_cut_short(tmp_path):
+    (tmp_path / METRICS_FILE).write_text(
+        "".join(json.dumps({"step": step, "seconds": 1.0 * step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "sec'
+    )
+    writer = MetricsWriter(tmp_path, first_step=3)
+    writer.write(3, {})
+    writer.close()
+    lines = read(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[2]["seconds"] >= 2.0  # the clock goes on
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(7, {"good": jnp.ones(()), "bad": jnp.asarray(jnp.nan)})
+    with pytest.raises(NonFiniteError, match="step 7: bad is not finite"):
+        writer.write(8, {})
+    assert read(tmp_path) == []

@@ -1,0 +1,158 @@
+"""Stages with their files: resume, termination, and what is left in the directory."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from abd_jax.training import checkpoint, metrics, run_directory, runs
+from abd_jax.training.run_directory import RunDirectory, describe
+from tests.training import small
+
+pytestmark = pytest.mark.optax
+
+
+class Recorder(runs.Silent):
+    """Remembers what it is told, and sends SIGTERM when a step is reached."""
+
+    def __init__(self, terminate_at=None):
+        self.seen, self.terminate_at = [], terminate_at
+
+    def advance(self, done, metrics):
+        self.seen.append((done, dict(metrics)))
+        if done == self.terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def student(path, existing="refuse", observer=None, defense="sv", preset=small.PRESET):
+    directory = RunDirectory.open(path, describe(preset, defense=defense), existing)
+    return runs.make_student(
+        directory, preset, small.dataset(), small.teacher(), "badnet_sq", defense, seed=5, observer=observer
+    )
+
+
+def lines(path):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics.read(path)]
+
+
+def variables(path):
+    return jax.tree.map(np.asarray, dict(checkpoint.load_network(path / "network")[0].variables))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, key_reuse):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    with jax.numpy_dtype_promotion("standard"):
+        return path, student(path)
+
+
+def test_a_student_leaves_its_files_and_an_honest_row(whole):
+    path, row = whole
+    for name in ("config.json", "metrics.jsonl", "result.json", "samples.npz", "vaccine.npz", "network", "best"):
+        assert (path / name).exists(), name
+    assert list((path / "tensorboard").iterdir())
+    assert json.loads((path / "result.json").read_text()) == row
+    assert set(row) == set("preset dataset method trigger seed role defense acc asr ra seconds".split())
+    assert (row["role"], row["defense"], row["seed"], row["method"]) == ("student", "sv", 5, "zskt")
+    rates, notes = runs.evaluate_directory(path, lambda name: small.dataset())
+    assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
+    assert notes["defense"] == "sv"
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines(path) if "acc" in line] == [2, 4, 6]
+    with np.load(path / "vaccine.npz") as vaccine:
+        assert vaccine["log_kl"].shape == (int(vaccine["trials"]), 16 * small.PRESET.student.batch)
+        assert vaccine["clean"].shape == (24,)
+
+
+def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(runs.Interrupted, match="saved at step 3 of 6; go on with --resume"):
+        student(tmp_path / "run", observer=Recorder(terminate_at=3))
+    assert signal.getsignal(signal.SIGTERM) == before
+    row = student(tmp_path / "run", existing="resume")
+    assert lines(tmp_path / "run") == lines(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
+    assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
+
+
+def test_a_finished_run_is_not_run_again(whole):
+    observer = Recorder()
+    assert student(whole[0], existing="resume", observer=observer) == whole[1]
+    assert not observer.seen
+
+
+def test_metrics_reach_the_observer_one_step_late(tmp_path):
+    observer = Recorder()
+    student(tmp_path / "run", observer=observer, defense="none", preset=small.preset(cycles=2))
+    assert [done for done, _ in observer.seen] == [1, 2, 2]
+    assert observer.seen[0][1] == {}
+    assert "acc" not in observer.seen[1][1] and "acc" in observer.seen[2][1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+    preset = small.preset(learning_rate=1e30, clip=1e30)
+    with pytest.raises(ValueError, match=r"step \d: .* is not finite; the last good checkpoint is of step \d"):
+        student(tmp_path / "run", defense="none", preset=preset)
+
+
+def teacher(path, existing="refuse", observer=None):
+    directory = RunDirectory.open(path, describe(small.PRESET, role="teacher"), existing)
+    return runs.train_teacher(directory, small.PRESET, small.dataset(), "badnet_sq", 1, observer)
+
+
+def test_a_teacher_resumes_to_bitwise_the_same(tmp_path):
+    row = teacher(tmp_path / "whole")
+    with pytest.raises(runs.Interrupted):
+        teacher(tmp_path / "run", observer=Recorder(terminate_at=1))
+    again = teacher(tmp_path / "run", existing="resume")
+    assert {**row, "seconds": 0} == {**again, "seconds": 0}
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(tmp_path / "whole"))
+    notes = checkpoint.load_network(tmp_path / "run" / "network")[1]
+    assert len(notes["poisoned"]) == round(0.1 * 48)
+    with np.load(tmp_path / "run" / "examples.npz") as examples:
+        assert examples["clean"].shape == examples["triggered"].shape
+        assert (examples["labels"] != 0).all() and (examples["clean"] != examples["triggered"]).any()
+
+
+def test_clean_kd_learns_from_a_share_of_the_clean_data(tmp_path):
+    row = student(tmp_path / "run", defense="clean_kd")
+    assert (row["role"], row["defense"]) == ("student", "clean_kd")
+    assert len(lines(tmp_path / "run")) == small.PRESET.clean_kd.epochs
+
+
+@pytest.mark.parametrize(
+    ("prepare", "existing", "message"),
+    [
+        (lambda p: None, "refuse", "use --resume to go on or --overwrite"),
+        (lambda p: (p / "config.json").unlink(), "overwrite", "no run of ours"),
+        (lambda p: (p / "config.json").write_text("{"), "resume", "damaged"),
+        (lambda p: None, "resume", "started with defense = 'sv', now 'none'"),
+    ],
+)
+def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path, prepare, existing, message):
+    RunDirectory.open(tmp_path / "run", describe(small.PRESET, defense="sv"), "refuse")
+    prepare(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        RunDirectory.open(tmp_path / "run", describe(small.PRESET, defense="none"), existing)
+
+
+def test_overwrite_starts_again(tmp_path):
+    opened = RunDirectory.open(tmp_path / "run", describe(small.PRESET), "refuse")
+    opened.finish({"acc": 1})
+    assert RunDirectory.open(tmp_path / "run", describe(small.PRESET), "overwrite").result is None
+
+
+def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
+    run_directory.write_json(tmp_path / "a.json", {"old": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run_directory.write_json(tmp_path / "a.json", {"new": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
