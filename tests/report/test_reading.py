@@ -1,0 +1,174 @@
+"""Parsing a directory of `reproduce`: order, half finished runs, and one clear line for every malformed file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abd_jax.report.reading import parse_row, read, read_rows
+
+ROW = {
+    "preset": "digits",
+    "dataset": "digits",
+    "method": "zskt",
+    "trigger": "badnet_sq",
+    "seed": 0,
+    "role": "student",
+    "defense": "abd",
+    "acc": 0.9,
+    "asr": 0.0,
+    "ra": 1,
+    "seconds": 12.5,
+}
+
+
+def test_everything_comes_in_the_order_asked_for(reproduce):
+    directory = reproduce(triggers=("smooth", "badnet_sq"), seeds=(0, 1), defenses=("none", "abd"))
+    run = read(directory)
+    assert [(row.trigger, row.role, row.defense, row.seed) for row in run.rows[:6]] == [
+        ("smooth", "teacher", "none", 0),
+        ("smooth", "teacher", "none", 1),
+        ("smooth", "student", "none", 0),
+        ("smooth", "student", "none", 1),
+        ("smooth", "student", "abd", 0),
+        ("smooth", "student", "abd", 1),
+    ]
+    assert [(s.trigger, s.seed, s.defense) for s in run.students[:3]] == [
+        ("smooth", 0, "none"),
+        ("smooth", 0, "abd"),
+        ("smooth", 1, "none"),
+    ]
+    assert run.target == 0
+    assert run.class_name(3) == "3"
+    assert run.class_name(11) == "11"
+    student = run.students[1]
+    assert student.finished and student.vaccine is not None and student.samples is not None
+    assert student.teacher_digest == "5f" * 32
+    assert student.curve.last_step == 600 and student.curve.steps[-1] == 600
+    assert run.students[0].vaccine is None
+
+
+def test_a_trigger_name_may_hold_dashes(reproduce):
+    run = read(reproduce(triggers=("my-seed1-trigger",)))
+    assert {student.trigger for student in run.students} == {"my-seed1-trigger"}
+    assert {student.defense for student in run.students} == {"none", "abd"}
+
+
+def test_results_of_single_runs_count_before_results_json_lists_them(reproduce):
+    directory = reproduce()
+    (directory / "results.json").unlink()
+    assert {(row.role, row.defense) for row in read_rows(directory)} == {
+        ("teacher", "none"),
+        ("student", "none"),
+        ("student", "abd"),
+    }
+
+
+def test_a_torn_last_line_of_metrics_is_passed_over(reproduce):
+    directory = reproduce()
+    path = directory / "students/badnet_sq-seed0-abd/metrics.jsonl"
+    before = read(directory).students[1].curve
+    path.write_text(path.read_text() + '{"step": 620, "acc": 0.')
+    assert read(directory).students[1].curve == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"acc": 1.7}, r"acc 1.7: allowed are numbers in \[0, 1\]"),
+        ({"asr": float("nan")}, r"asr nan: allowed"),
+        ({"ra": "1"}, r"ra '1': allowed"),
+        ({"ra": True}, r"ra True: allowed"),
+        ({"seconds": -1}, r"seconds -1: allowed are numbers from 0"),
+        ({"seconds": float("inf")}, r"seconds inf: allowed"),
+        ({"seed": 0.5}, r"seed 0.5: allowed are whole numbers"),
+        ({"trigger": None}, r"trigger None: allowed is text"),
+        ({"role": "judge"}, r"role 'judge': allowed are teacher, student"),
+    ],
+)
+def test_a_bad_row_names_its_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse_row(ROW | changes)
+
+
+def test_a_row_without_a_field_names_it():
+    with pytest.raises(ValueError, match=r"row 4: the field 'ra' is missing"):
+        parse_row({name: value for name, value in ROW.items() if name != "ra"}, "row 4")
+
+
+def test_whole_numbers_serve_as_rates():
+    assert parse_row(ROW).ra == 1.0
+
+
+MALFORMED = [
+    ("results.json", b"[{", "not JSON"),
+    ("results.json", b"\xff\xfe", "not readable"),
+    ("results.json", b"{}", "expected a list"),
+    ("results.json", b"[1]", "row 0: expected an object"),
+    ("results.json", b"[" * 100_000, "not JSON"),
+    ("config.json", b"[]", "expected an object"),
+    ("config.json", b'{"seeds": "0"}', "seeds: expected a list of int"),
+    ("config.json", b'{"versions": 3}', "expected an object"),
+    ("students/badnet_sq-seed0-abd/config.json", b"{", "not JSON"),
+    ("teachers/badnet_sq-seed0/config.json", b'{"classes": 10}', "classes: expected a list of str"),
+    ("students/badnet_sq-seed0-abd/metrics.jsonl", b'{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is not JSON"),
+    ("students/badnet_sq-seed0-abd/metrics.jsonl", b'{"stage": 1}\n', "line 1: expected an object with a number"),
+    ("students/badnet_sq-seed0-abd/metrics.jsonl", b'{"step": 1, "acc": 2, "asr": 0}\n', "line 1: acc and asr"),
+    ("students/badnet_sq-seed0-abd/samples.npz", b"PK\x03\x04 torn", "not a readable npz"),
+    ("students/badnet_sq-seed0-abd/vaccine.npz", b"", "not a readable npz"),
+    ("teachers/badnet_sq-seed0/examples.npz", b"nonsense", "not a readable npz"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), MALFORMED)
+def test_a_malformed_file_is_one_line_that_names_it(reproduce, name, content, message):
+    directory = reproduce()
+    (directory / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(directory)
+    assert str(directory / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        ("samples.npz", {"images": np.zeros((2, 4, 4, 1), np.uint8)}, "missing arrays: predictions"),
+        ("samples.npz", {"images": np.zeros((2, 4, 4)), "predictions": np.zeros(2, int)}, "expected uint8"),
+        (
+            "samples.npz",
+            {"images": np.zeros((2, 4, 4, 1), np.uint8), "predictions": np.zeros(3, int)},
+            "expected 2 whole",
+        ),
+        ("samples.npz", {"images": np.array([{}], dtype=object), "predictions": np.zeros(1)}, "not a readable npz"),
+    ],
+)
+def test_arrays_of_the_wrong_kind_are_named(reproduce, name, arrays, message):
+    directory = reproduce()
+    path = directory / "students/badnet_sq-seed0-abd" / name
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(directory)
+    assert str(path) in str(caught.value)
+
+
+def test_a_vaccine_that_is_not_finite_is_named(reproduce):
+    directory = reproduce()
+    path = directory / "students/badnet_sq-seed0-abd/vaccine.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **(arrays | {"log_kl": np.full((1, 4), np.nan)}))
+    with pytest.raises(ValueError, match=r"vaccine\.npz: log_kl: expected finite"):
+        read(directory)
+
+
+def test_a_directory_that_is_none_says_so(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_bare_configuration_is_enough(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"preset": "digits"}))
+    run = read(tmp_path)
+    assert run.rows == () and run.students == () and run.target is None
