@@ -35,7 +35,8 @@ class VaccineConfig:
         reduction: the penalty's KL is the sum over classes, or their mean (the sum divided by C).
         normalize: the penalty is averaged over suspicious images (`masked`) or over all (`batch`).
         suspicion: an image is suspicious if argmax T~ = argmax T (`argmax`), or if log10 KL(T ‖ T~) lies below the
-            selection's threshold (`threshold`, ours), or if both hold (`both`, ours).
+            selection's threshold (`threshold`, ours), or below the batch's median by `deviations` robust standard
+            deviations, 1.4826 · the median absolute deviation (`outlier`, ours).
         generator_weights: whether suspicious images count only `suspicious_weight` in the generator's reward (ours).
         student_weights: weights in the student's loss: none; `paper`: 1 − φ + w·φ; `released`: the group means as in
             the published code, which *ascends* on suspicious images with 0.1.
@@ -52,7 +53,7 @@ class VaccineConfig:
     alpha: float = 0.1
     reduction: Literal["class_mean", "sum"] = "class_mean"
     normalize: Literal["masked", "batch"] = "masked"
-    suspicion: Literal["argmax", "threshold", "both"] = "argmax"
+    suspicion: Literal["argmax", "threshold", "outlier"] = "argmax"
     generator_weights: bool = False
     student_weights: Literal["none", "paper", "released"] = "none"
     suspicious_weight: float = 0.1
@@ -149,9 +150,15 @@ def suspicion(
     config: VaccineConfig, vaccine: Vaccine, teacher_logits: Float[Array, "batch classes"], shuffled: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
     """φ: 1 for an image on which T~ follows T, else 0; no gradient."""
-    agree = jnp.argmax(shuffled, -1) == jnp.argmax(teacher_logits, -1)
-    close = log_kl(teacher_logits, shuffled) < vaccine.threshold
-    phi = {"argmax": agree, "threshold": close, "both": agree & close}[config.suspicion]
+    if config.suspicion == "argmax":
+        phi = jnp.argmax(shuffled, -1) == jnp.argmax(teacher_logits, -1)
+    else:
+        values = log_kl(teacher_logits, shuffled)
+        threshold = vaccine.threshold
+        if config.suspicion == "outlier":
+            median = jnp.median(values)
+            threshold = median - config.deviations * 1.4826 * jnp.median(jnp.abs(values - median))
+        phi = values < threshold
     return jax.lax.stop_gradient(phi.astype(jnp.float32))
 
 
