@@ -28,7 +28,8 @@ class RetrospectionConfig:
         perturb: whose output δ is found to change: the `student`'s (paper) or the `teacher`'s (released code).
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
         sigma: σ.
-        ascent: `adam` or plain gradient ascent (`sgd`) for δ.
+        ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
+            (`normalized`, ours): these concentrate δ on the few pixels that matter most, as a trigger does.
         ascent_rate: its learning rate.
         ascent_steps: its steps.
         epsilon: largest L2 norm of δ; 0 for none.
@@ -46,7 +47,7 @@ class RetrospectionConfig:
     perturb: Literal["student", "teacher"] = "student"
     start: Literal["noise", "zeros"] = "noise"
     sigma: float = 1e-3
-    ascent: Literal["adam", "sgd"] = "adam"
+    ascent: Literal["adam", "sgd", "normalized"] = "adam"
     ascent_rate: float = 0.1
     ascent_steps: int = 10
     epsilon: float = 0.0
@@ -99,6 +100,8 @@ def _divergence(
 
 def ascent_rule(config: RetrospectionConfig) -> optax.GradientTransformation:
     """The optimizer that finds δ."""
+    if config.ascent == "normalized":
+        return optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.ascent_rate))
     return {"adam": optax.adam, "sgd": optax.sgd}[config.ascent](config.ascent_rate)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Interrupted(Exception):
     """SIGTERM came; the state was saved."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Who is told how far a stage is; called once a step with the metrics of the step before, if there are any."""
 
