@@ -37,22 +37,10 @@ def sensitive(seed, **options):
     return network.with_params(params)
 
 
-@functools.cache
-def student():
-    return sensitive(0)
+STUDENT, TEACHER = sensitive(0), sensitive(1)
+IMAGES = networks.images(3, BATCH, SHAPE)
 
 
-@functools.cache
-def teacher():
-    return sensitive(1)
-
-
-@functools.cache
-def images():
-    return networks.images(3, BATCH, SHAPE)
-
-
-@functools.cache
 def perturbation(scale=0.7):
     return jnp.asarray(np.random.default_rng(5).normal(0, scale, SHAPE), jnp.float32)
 
@@ -80,7 +68,7 @@ def divergence_by_hand(network, norm, delta, params=None, mask=None, clean_gradi
     """Mean over images and classes of KL(f(x) ‖ f(x + δ)); to be called in double precision."""
     variables = double(network.variables)
     params, stats = params or variables["params"], variables["batch_stats"]["bn"]
-    x = (double(images()) - np.array(network.mean)) / np.array(network.std)
+    x = (double(IMAGES) - np.array(network.mean)) / np.array(network.std)
     mask = jnp.ones(BATCH) if mask is None else jnp.asarray(mask, jnp.float64)
     p = jax.nn.log_softmax(logits_by_hand(params, stats, x, norm))
     q = jax.nn.log_softmax(logits_by_hand(params, stats, x + mask[:, None, None, None] * delta, norm))
@@ -91,10 +79,10 @@ def divergence_by_hand(network, norm, delta, params=None, mask=None, clean_gradi
 @functools.cache
 def pieces(norm):
     """Outer value and gradients with and without the clean branch's, then ∇²δ and ∇θ∇δ of −KL; all flattened."""
-    theta, unflatten = ravel_pytree(double(student().params))
+    theta, unflatten = ravel_pytree(double(STUDENT.params))
 
     def divergence(delta, theta, mask=None, clean_gradient=True):
-        return divergence_by_hand(student(), norm, delta.reshape(SHAPE), unflatten(theta), mask, clean_gradient)
+        return divergence_by_hand(STUDENT, norm, delta.reshape(SHAPE), unflatten(theta), mask, clean_gradient)
 
     def inner_slope(delta, theta):
         return jax.grad(lambda delta: -divergence(delta, theta))(delta)
@@ -138,8 +126,8 @@ def distance(a, b):
 )
 def test_the_hypergradient_against_dense_jacobians(options):
     config = change(STRONG, **options)
-    gradient, metrics = unlearn(config, key(), perturbation(), student(), images())
-    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, student().params)
+    gradient, metrics = unlearn(config, key(), perturbation(), STUDENT, IMAGES)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, STUDENT.params)
     expected = dense_hypergradient(config, perturbation())
     assert distance(expected.direct, expected.whole) > 0.1  # so an error in the implicit part shows
     assert distance(as_vector(gradient), expected.whole) < 1e-3
@@ -149,7 +137,7 @@ def test_the_hypergradient_against_dense_jacobians(options):
 
 def test_without_iterations_it_is_the_direct_gradient():
     config = change(STRONG, iterations=0)
-    gradient, _ = unlearn(config, key(), perturbation(), student(), images())
+    gradient, _ = unlearn(config, key(), perturbation(), STUDENT, IMAGES)
     assert distance(as_vector(gradient), dense_hypergradient(config, perturbation()).direct) < 1e-3
 
 
@@ -164,7 +152,7 @@ def test_a_portion_perturbs_some_images_and_averages_over_all():
     config = change(STRONG, portion=0.5)
     seen = set()
     for seed in range(3):
-        gradient, metrics = unlearn(config, key(seed), perturbation(), student(), images())
+        gradient, metrics = unlearn(config, key(seed), perturbation(), STUDENT, IMAGES)
         masks = [np.isin(range(BATCH), chosen) for chosen in itertools.combinations(range(BATCH), 2)]
         candidates = [dense_hypergradient(config, perturbation(), mask) for mask in masks]
         nearest = min(range(len(masks)), key=lambda i: distance(as_vector(gradient), candidates[i].whole))
@@ -177,7 +165,7 @@ def test_a_portion_perturbs_some_images_and_averages_over_all():
 def test_no_image_at_all_has_no_hypergradient():
     config = change(STRONG, portion=0.02, round_down=True, iterations=1)
     assert config.perturbed(BATCH) == 0
-    gradient, metrics = unlearn(config, key(), perturbation(), student(), images())
+    gradient, metrics = unlearn(config, key(), perturbation(), STUDENT, IMAGES)
     assert metrics["retrospection/divergence"] == pytest.approx(0, abs=1e-7)
     assert np.abs(as_vector(gradient)).max() < 1e-6
 
@@ -193,7 +181,7 @@ def test_how_many_images_are_perturbed(portion, batch, at_least_one, rounded_dow
 
 def test_the_weight_scales_the_gradient_and_not_the_metrics():
     (plain, metrics), (doubled, same) = (
-        unlearn(change(STRONG, weight=weight, iterations=1), key(), perturbation(), student(), images())
+        unlearn(change(STRONG, weight=weight, iterations=1), key(), perturbation(), STUDENT, IMAGES)
         for weight in (1.0, 2.0)
     )
     assert distance(as_vector(doubled), 2 * as_vector(plain)) < 1e-5
@@ -206,16 +194,16 @@ def test_batch_statistics_absorb_a_shift_that_the_whole_batch_shares():
     values = {}
     for norm in ("batch", "running"):
         config = change(STRONG, norm=norm, iterations=0)
-        _, metrics = unlearn(config, key(), delta, network, images())
+        _, metrics = unlearn(config, key(), delta, network, IMAGES)
         values[norm] = float(metrics["retrospection/divergence"])
     assert abs(values["batch"]) < 1e-6 < 1e-3 < values["running"]
 
 
 def test_the_student_is_left_as_it_is():
-    before = jax.tree.map(np.array, student().variables)
-    gradient, _ = unlearn(STRONG, key(), perturbation(), student(), images())
-    chex.assert_trees_all_equal(student().variables, before)
-    assert set(gradient) == set(student().params)  # nothing for the running statistics
+    before = jax.tree.map(np.array, STUDENT.variables)
+    gradient, _ = unlearn(STRONG, key(), perturbation(), STUDENT, IMAGES)
+    chex.assert_trees_all_equal(STUDENT.variables, before)
+    assert set(gradient) == set(STUDENT.params)  # nothing for the running statistics
 
 
 def test_a_wide_resnet_against_differences():
@@ -259,7 +247,7 @@ def test_a_wide_resnet_against_differences():
 
 @functools.cache
 def slope_of(perturb, norm):
-    network = student() if perturb == "student" else teacher()
+    network = STUDENT if perturb == "student" else TEACHER
     return jax.jit(jax.grad(lambda delta: -divergence_by_hand(network, norm, delta)))
 
 
@@ -291,7 +279,7 @@ def found(config, start=None, own=None, foreign=None):
     if start is not None:
         ascent = ascent.replace(delta=start)
     for _ in range(config.ascent_steps):
-        ascent = ascend(config, ascent, own or student(), foreign or teacher(), images())
+        ascent = ascend(config, ascent, own or STUDENT, foreign or TEACHER, IMAGES)
     return np.asarray(ascent.delta, np.float64)
 
 
@@ -324,7 +312,7 @@ def test_an_ascent_ascends_and_stays_in_the_ball():
     assert np.linalg.norm(free) > 0.5
     assert np.linalg.norm(bound) <= 0.5 * (1 + 1e-5)
     with jax.enable_x64(True):
-        values = [float(divergence_by_hand(student(), "batch", jnp.asarray(d))) for d in (0 * bound, bound, free)]
+        values = [float(divergence_by_hand(STUDENT, "batch", jnp.asarray(d))) for d in (0 * bound, bound, free)]
     assert 0 == values[0] < values[1] < values[2]
 
 
