@@ -266,6 +266,8 @@ def ascent_by_hand(config, delta):
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
         if config.ascent == "adam":
             slope = (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        elif config.ascent == "normalized":
+            slope = slope / np.linalg.norm(slope)
         delta = delta - config.ascent_rate * slope
         length = np.linalg.norm(delta)
         if config.epsilon and length > config.epsilon:
@@ -292,6 +294,7 @@ def found(config, start=None, own=None, foreign=None):
         {"perturb": "teacher"},
         {"perturb": "teacher", "ascent": "sgd", "ascent_rate": 3.0, "epsilon": 0.7},
         {"ascent": "sgd", "ascent_rate": 3.0, "decay": 0.05},
+        {"ascent": "normalized"},
     ],
     ids=str,
 )

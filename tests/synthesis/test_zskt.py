@@ -184,7 +184,7 @@ def test_weights_and_penalty_of_a_screen_enter_the_loss():
     def screen(images, teacher_forward):
         brightness = images.mean(axis=(1, 2, 3))
         scaled = jnp.asarray(weights, jnp.float32) * jnp.exp(20 * brightness)
-        penalty = 0.2 * jnp.square(teacher_forward.logits).mean()
+        penalty = 0.002 * jnp.square(teacher_forward.logits).mean()
         return Screening(scaled, penalty, {"seen": brightness.max()})
 
     given = state()
@@ -194,7 +194,7 @@ def test_weights_and_penalty_of_a_screen_enter_the_loss():
         images = generated(params)
         brightness = images.mean(axis=(1, 2, 3))
         disagreement = np.average(disagreements(params), weights=weights * np.exp(20 * brightness)) / 3
-        penalty = 0.2 * np.square(logits_of(networks_at_odds()[0], images, "running")).mean()
+        penalty = 0.002 * np.square(logits_of(networks_at_odds()[0], images, "running")).mean()
         return penalty - disagreement, disagreement, penalty, brightness.max()
 
     _, disagreement, penalty, seen = by_hand(given.params)
