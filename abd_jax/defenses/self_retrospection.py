@@ -32,10 +32,13 @@ class RetrospectionConfig:
             (`normalized`, ours): these concentrate δ on the few pixels that matter most, as a trigger does.
         ascent_rate: its learning rate.
         ascent_steps: its steps.
+        ascent_share: share of the batch on which δ is found (ours; 1: all of it, as published).
         epsilon: largest L2 norm of δ; 0 for none.
         portion: share of the batch that is perturbed in the outer loss, at least one image.
         round_down: ⌊portion·B⌋ as in the released code, which may be no image at all.
-        clean_gradient: whether the clean branch of the outer loss is differentiated.
+        anchor: the clean branch of the outer loss: the `student`'s output (paper), or the `teacher`'s (ours), which
+            cannot collapse towards what is easy to keep.
+        clean_gradient: whether the student's clean branch of the outer loss is differentiated.
         weight: of the hypergradient beside the distillation gradient, on equal KL scales.
         norm: statistics of the student's batch normalization in these passes; running ones are never updated here.
         start_fraction: share of the run after which Self-Retrospection is on.
@@ -50,9 +53,11 @@ class RetrospectionConfig:
     ascent: Literal["adam", "sgd", "normalized"] = "adam"
     ascent_rate: float = 0.1
     ascent_steps: int = 10
+    ascent_share: float = 1.0
     epsilon: float = 0.0
     portion: float = 1.0
     round_down: bool = False
+    anchor: Literal["student", "teacher"] = "student"
     clean_gradient: bool = True
     weight: float = 1.0
     norm: Norm = "batch"
@@ -68,7 +73,7 @@ class RetrospectionConfig:
         for name in ("ascent_rate", "fixed_point_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers above 0")
-        for name in ("portion", "start_fraction"):
+        for name in ("portion", "start_fraction", "ascent_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed is [0, 1]")
 
@@ -80,20 +85,28 @@ class RetrospectionConfig:
 
 @struct.dataclass
 class Ascent:
-    """δ on its way up, with its optimizer's state."""
+    """δ on its way up.
+
+    Attributes:
+        delta: `[height, width, channels]`, in units of the standardized input.
+        optimizer: state of the rule that moves it.
+        images: on which it is found, `[batch, height, width, channels]`.
+        clean: the logits there without δ, `[batch, classes]`.
+    """
 
     delta: Leaf
     optimizer: optax.OptState
+    images: Leaf
+    clean: Leaf
 
 
 def _divergence(
-    network: Network, norm: Norm, images: Array, delta: Array, mask: Array, clean_gradient: bool = True
+    network: Network, norm: Norm, images: Array, delta: Array, mask: Array, clean: Array | None = None
 ) -> Float[Array, ""]:
-    """Mean over images and classes of KL(f(x) ‖ f(x + mask·δ))."""
+    """Mean over images and classes of KL(clean ‖ f(x + mask·δ)); `clean` is f(x) if it is not given."""
     shift = delta * jnp.asarray(network.std)
-    clean = network(images, norm).logits
-    if not clean_gradient:
-        clean = jax.lax.stop_gradient(clean)
+    if clean is None:
+        clean = network(images, norm).logits
     moved = network(images + mask[:, None, None, None] * shift, norm).logits
     return losses.kl_divergence(clean, moved).mean() / clean.shape[-1]
 
@@ -105,35 +118,43 @@ def ascent_rule(config: RetrospectionConfig) -> optax.GradientTransformation:
     return {"adam": optax.adam, "sgd": optax.sgd}[config.ascent](config.ascent_rate)
 
 
-def begin_ascent(config: RetrospectionConfig, key: PRNGKeyArray, shape: tuple[int, int, int]) -> Ascent:
-    """δ at its start: σ·N(0, 1), or zeros."""
-    scale = config.sigma if config.start == "noise" else 0.0
-    delta = scale * jax.random.normal(key, shape)
-    return Ascent(delta, ascent_rule(config).init(delta))
+def _source(config: RetrospectionConfig, student: Network, teacher: Network) -> tuple[Network, Norm]:
+    """Whose output δ changes, and by whose statistics it normalizes."""
+    return (student, config.norm) if config.perturb == "student" else (teacher, "running")
 
 
-def ascend(
+def begin_ascent(
     config: RetrospectionConfig,
-    ascent: Ascent,
+    key: PRNGKeyArray,
     student: Network,
     teacher: Network,
     images: Float[Array, "batch height width channels"],
 ) -> Ascent:
+    """δ at its start, σ·N(0, 1) or zeros, and f(x), which does not change on the way."""
+    network, norm = _source(config, student, teacher)
+    images = images[: max(2, round(config.ascent_share * images.shape[0]))]
+    scale = config.sigma if config.start == "noise" else 0.0
+    delta = scale * jax.random.normal(key, images.shape[1:])
+    return Ascent(delta, ascent_rule(config).init(delta), images, network(images, norm).logits)
+
+
+def ascend(config: RetrospectionConfig, ascent: Ascent, student: Network, teacher: Network) -> Ascent:
     """One step towards argmax E KL(f(x) ‖ f(x + δ)) − decay·‖δ‖², projected to the ε-ball if there is one.
 
     f is the student with the statistics of `config.norm`, or the teacher, by `config.perturb`.
     """
-    network, norm = (student, config.norm) if config.perturb == "student" else (teacher, "running")
-    everyone = jnp.ones(images.shape[0])
+    network, norm = _source(config, student, teacher)
+    everyone = jnp.ones(ascent.images.shape[0])
 
     def loss(delta):
-        return config.decay * jnp.sum(jnp.square(delta)) - _divergence(network, norm, images, delta, everyone)
+        divergence = _divergence(network, norm, ascent.images, delta, everyone, ascent.clean)
+        return config.decay * jnp.sum(jnp.square(delta)) - divergence
 
     updates, optimizer = ascent_rule(config).update(jax.grad(loss)(ascent.delta), ascent.optimizer, ascent.delta)
     delta = optax.apply_updates(ascent.delta, updates)
     if config.epsilon:
         delta = delta * jnp.minimum(1.0, config.epsilon / jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12))
-    return Ascent(delta, optimizer)
+    return ascent.replace(delta=delta, optimizer=optimizer)
 
 
 def unlearn(
@@ -142,6 +163,7 @@ def unlearn(
     delta: Float[Array, "height width channels"],
     student: Network,
     images: Float[Array, "batch height width channels"],
+    teacher_logits: Float[Array, "batch classes"],
 ) -> tuple[PyTree, dict[str, Array]]:
     """The hypergradient at δ, to add to the student's distillation gradient, times `weight`; and metrics.
 
@@ -152,7 +174,12 @@ def unlearn(
     everyone = jnp.ones(batch)
 
     def outer(delta, params):
-        return _divergence(student.with_params(params), config.norm, images, delta, mask, config.clean_gradient)
+        moving, clean = student.with_params(params), None
+        if config.anchor == "teacher":
+            clean = teacher_logits
+        elif not config.clean_gradient:
+            clean = jax.lax.stop_gradient(moving(images, config.norm).logits)
+        return _divergence(moving, config.norm, images, delta, mask, clean)
 
     def fixed_point(delta, params):
         def inner(delta):

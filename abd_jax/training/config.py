@@ -91,8 +91,6 @@ class StudentConfig:
         temperature: of both softmaxes in the student's loss.
         attention: weight β of attention transfer.
         clip: largest global norm of a gradient.
-        settle: share of the run, at its end, in which the student normalizes by its running statistics (ours): those
-            of synthesized batches do not fit real images, and here the weights learn to live with fixed ones.
         evaluate_every: cycles between two evaluations on the test set; they inform, nothing is chosen by them.
         checkpoint_every: cycles between two checkpoints.
     """
@@ -105,7 +103,6 @@ class StudentConfig:
     temperature: float = 1.0
     attention: float = 250.0
     clip: float = 5.0
-    settle: float = 0.0
     evaluate_every: int = 1000
     checkpoint_every: int = 5000
 
@@ -117,8 +114,6 @@ class StudentConfig:
             raise ValueError(f"student.batch {self.batch}: allowed are whole numbers from 2")
         if not self.attention >= 0:
             raise ValueError(f"student.attention {self.attention}: allowed are numbers from 0")
-        if not 0 <= self.settle <= 1:
-            raise ValueError(f"student.settle {self.settle}: allowed is [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,12 +68,12 @@ def compile_rounds(
     for phase in run.phases():
         parts, delta = Parts(repeat_from_host, compiled(synthesize, (run, phase), key, state, teacher)), ()
         if phase.retrospective:
-            ascent = jax.eval_shape(functools.partial(distill.begin_ascent, run), key, state, index)
+            ascent = jax.eval_shape(functools.partial(distill.begin_ascent, run), key, state, teacher, lesson, index)
             delta = (ascent.delta,)
             parts = dataclasses.replace(
                 parts,
-                begin_ascent=compiled(begin_ascent, (run,), key, state, index),
-                ascend=compiled(ascend, (run,), ascent, state, teacher, lesson),
+                begin_ascent=compiled(begin_ascent, (run,), key, state, teacher, lesson, index),
+                ascend=compiled(ascend, (run,), ascent, state, teacher),
             )
         parts = dataclasses.replace(parts, study=compiled(study, (run, phase), key, state, lesson, index, *delta))
         rounds[phase] = functools.partial(distill.distill_round, run, phase, parts)

@@ -106,12 +106,11 @@ class Distillation:
 
     def phase(self, step: int) -> Phase:
         """What kind of round the one at `step` is."""
-        student = self.preset.student
-        return Phase(
-            retrospective=configs.uses_retrospection(self.defense)
-            and step >= round(self.preset.retrospection.start_fraction * student.cycles),
-            settled=step >= round((1 - student.settle) * student.cycles),
-        )
+        settings = self.preset.retrospection
+        first = round(settings.start_fraction * self.preset.student.cycles)
+        if configs.uses_retrospection(self.defense) and step >= first:
+            return Phase(retrospective=True, norm=settings.norm)
+        return Phase()
 
     def phases(self) -> tuple[Phase, ...]:
         """Every kind of round that the run will have, in order."""
@@ -155,16 +154,12 @@ class Phase:
 
     Attributes:
         retrospective: whether Self-Retrospection is on.
-        settled: whether the student normalizes by its running statistics.
+        norm: whose statistics the student normalizes by: with Self-Retrospection on running statistics, all of the
+            round does, lest the two gradients pull at two different functions.
     """
 
     retrospective: bool = False
-    settled: bool = False
-
-    @property
-    def norm(self) -> models.Norm:
-        """Whose statistics the student normalizes by."""
-        return "running" if self.settled else "batch"
+    norm: models.Norm = "batch"
 
 
 def synthesize(
@@ -220,6 +215,7 @@ def study(
             delta,
             state.student,
             lesson.images,
+            lesson.logits,
         )
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics |= more
@@ -229,15 +225,19 @@ def study(
     return state.replace(student=student, optimizer=optimizer), metrics
 
 
-def begin_ascent(run: Distillation, key: PRNGKeyArray, state: DistillState, update: int | Array) -> Ascent:
+def begin_ascent(
+    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network, lesson: Lesson, update: int | Array
+) -> Ascent:
     """A fresh δ for one student update."""
     step_key = keys.stream(key, "perturbation", state.step * run.preset.student.updates + update)
-    return self_retrospection.begin_ascent(run.preset.retrospection, step_key, run.synthesizer.image_shape)
+    return self_retrospection.begin_ascent(
+        run.preset.retrospection, step_key, state.student, teacher, lesson.images
+    )
 
 
-def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Network, lesson: Lesson) -> Ascent:
+def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Network) -> Ascent:
     """One step of δ."""
-    return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher, lesson.images)
+    return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,8 +278,8 @@ def distill_round(
         if not phase.retrospective:
             return parts.study(run, phase, key, state, lesson, update)
         ascent, _ = parts.repeat(
-            lambda ascent, _: (parts.ascend(run, ascent, state, teacher, lesson), {}),
-            parts.begin_ascent(run, key, state, update),
+            lambda ascent, _: (parts.ascend(run, ascent, state, teacher), {}),
+            parts.begin_ascent(run, key, state, teacher, lesson, update),
             run.preset.retrospection.ascent_steps,
         )
         return parts.study(run, phase, key, state, lesson, update, ascent.delta)

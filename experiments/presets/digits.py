@@ -1,14 +1,44 @@
-"""Scikit-learn's digits at 16×16, in minutes on a laptop: the demo."""
+"""Scikit-learn's digits at 16×16, in minutes on a laptop: the demo.
 
+    python -m experiments reproduce digits --out runs/demo
+
+Results and how its settings were chosen: docs/study.md.
+"""
+
+from abd_jax.defenses.self_retrospection import RetrospectionConfig
+from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 from abd_jax.training.config import Preset, StudentConfig, TeacherConfig
 
 PRESET = Preset(
     name="digits",
     dataset="digits",
-    teacher=TeacherConfig(architecture="wrn-16-1", epochs=40, crop=2),
-    student=StudentConfig(
-        architecture="wrn-10-1", cycles=400, updates=5, evaluate_every=25, checkpoint_every=100
-    ),
+    teacher=TeacherConfig(architecture="wrn-16-1", epochs=30, crop=0, poison_rate=0.2),
+    student=StudentConfig(architecture="wrn-10-1", cycles=300, updates=5, evaluate_every=25, checkpoint_every=100),
     synthesis=ZSKTConfig(features=64),
+    vaccine=VaccineConfig(
+        kernels=2,
+        alpha=0.0,
+        suspicion="outlier",
+        deviations=2.0,
+        generator_weights=True,
+        student_weights="paper",
+        suspicious_weight=0.0,
+        class_balance=0.02,
+        select=False,
+    ),
+    retrospection=RetrospectionConfig(
+        start_fraction=0.5,
+        norm="running",
+        anchor="teacher",
+        ascent="normalized",
+        ascent_rate=3.0,
+        ascent_steps=3,
+        ascent_share=0.25,
+        sigma=0.1,
+        epsilon=6.0,
+        decay=0.0,
+        weight=3.0,
+        iterations=0,
+    ),
 )

@@ -43,7 +43,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--student.cycles", "-3"], "student.cycles -3"),
     ([*REPRODUCE, "--student.batch", "1"], "student.batch 1: allowed are whole numbers from 2"),
     ([*REPRODUCE, "--student.learning-rate", "fast"], "--student.learning-rate"),
-    ([*REPRODUCE, "--student.settle", "2"], "student.settle 2"),
+    ([*REPRODUCE, "--retrospection.ascent-share", "2"], "retrospection.ascent_share 2"),
     ([*REPRODUCE, "--student.temperature", "0"], "student.temperature"),
     ([*REPRODUCE, "--synthesis.latent", "0"], "synthesis.latent 0"),
     ([*REPRODUCE, "--vaccine.copies", "0"], "vaccine.copies 0"),
