@@ -78,7 +78,9 @@ def choose(option: str, value: str, allowed: Mapping[str, Any]) -> str:
     return value
 
 
-def parse(config: type[Config], argv: list[str], *, prog: str, description: str, default: Config | None = None) -> Config:
+def parse(
+    config: type[Config], argv: list[str], *, prog: str, description: str, default: Config | None = None
+) -> Config:
     """tyro's parser, with its errors as one-line ValueErrors.
 
     Raises:
@@ -87,7 +89,9 @@ def parse(config: type[Config], argv: list[str], *, prog: str, description: str,
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config, args=argv, prog=f"{PROGRAM} {prog}", description=description, default=default)
+            return tyro.cli(  # type: ignore[return-value]
+                config, args=argv, prog=f"{PROGRAM} {prog}", description=description, default=default
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -102,7 +106,7 @@ def _unboxed(text: str) -> str:
 
 
 class ProgressBar:
-    """A rich progress bar with time left, cycles/s and the running ACC/ASR; an `Observer` of `abd_jax.training.runs`."""
+    """A rich progress bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.runs`."""
 
     def __init__(self) -> None:
         self._rates: dict[str, float] = {}

@@ -25,7 +25,7 @@ class Poisoned:
     indices: Int[np.ndarray, " poisoned"]
 
 
-def apply_trigger(name: str, images: UInt8[np.ndarray, "batch height width channels"]) -> UInt8[np.ndarray, "..."]:
+def apply_trigger(name: str, images: UInt8[np.ndarray, "batch height width channels"]) -> UInt8[np.ndarray, ...]:
     """The trigger on uint8 images, rounded back to uint8."""
     scaled = triggers.get(name)(jnp.asarray(images, jnp.float32) / 255)
     return np.asarray(jnp.round(jnp.clip(scaled, 0, 1) * 255), np.uint8)

@@ -53,7 +53,9 @@ def _digits() -> Dataset:
 
     raw = load_digits()
     grey = np.round(raw.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in grey])
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in grey]
+    )
     train_x, test_x, train_y, test_y = train_test_split(
         images[..., None], raw.target.astype(np.int32), test_size=TEST_SHARE, random_state=0, stratify=raw.target
     )

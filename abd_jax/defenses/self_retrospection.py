@@ -34,6 +34,8 @@ class RetrospectionConfig:
         ascent_steps: its steps.
         ascent_share: share of the batch on which δ is found (ours; 1: all of it, as published).
         epsilon: largest L2 norm of δ; 0 for none.
+        pixels: δ keeps only so many pixels, those of largest magnitude, after every step (ours; 0: all of them): a
+            dense δ finds directions to which every network is sensitive before it finds a local trigger.
         portion: share of the batch that is perturbed in the outer loss, at least one image.
         round_down: ⌊portion·B⌋ as in the released code, which may be no image at all.
         anchor: the clean branch of the outer loss: the `student`'s output (paper), or the `teacher`'s (ours), which
@@ -55,6 +57,7 @@ class RetrospectionConfig:
     ascent_steps: int = 10
     ascent_share: float = 1.0
     epsilon: float = 0.0
+    pixels: int = 0
     portion: float = 1.0
     round_down: bool = False
     anchor: Literal["student", "teacher"] = "student"
@@ -67,7 +70,7 @@ class RetrospectionConfig:
     decay: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "epsilon", "weight", "decay", "ascent_steps", "iterations"):
+        for name in ("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers from 0")
         for name in ("ascent_rate", "fixed_point_rate"):
@@ -152,9 +155,13 @@ def ascend(config: RetrospectionConfig, ascent: Ascent, student: Network, teache
 
     updates, optimizer = ascent_rule(config).update(jax.grad(loss)(ascent.delta), ascent.optimizer, ascent.delta)
     delta = optax.apply_updates(ascent.delta, updates)
+    if config.pixels:
+        magnitude = jnp.abs(delta).max(axis=-1)
+        least = jnp.sort(magnitude.ravel())[-min(config.pixels, magnitude.size)]
+        delta = delta * (magnitude >= least)[..., None]
     if config.epsilon:
         delta = delta * jnp.minimum(1.0, config.epsilon / jnp.sqrt(jnp.sum(jnp.square(delta)) + 1e-12))
-    return ascent.replace(delta=delta, optimizer=optimizer)
+    return dataclasses.replace(ascent, delta=delta, optimizer=optimizer)
 
 
 def unlearn(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from abd_jax import losses
 from abd_jax.models import Forward, Leaf, Network
@@ -101,7 +101,9 @@ def draw(key: PRNGKeyArray, teacher: Network, config: VaccineConfig) -> dict[str
     """
     names = teacher.module.kernels[1:]
     if len(names) < config.kernels:
-        raise ValueError(f"vaccine.kernels {config.kernels}: this teacher has {len(names)} kernels that can be shuffled")
+        raise ValueError(
+            f"vaccine.kernels {config.kernels}: this teacher has {len(names)} kernels that can be shuffled"
+        )
     chosen = names[-config.kernels :]
     widths = {name: flatten_dict(teacher.params, sep="/")[f"{name}/kernel"].shape[2] for name in chosen}
     if min(widths.values()) < 2:
@@ -141,13 +143,18 @@ def shuffled_logits(
     return teacher.tail(entry, forward.entries[entry], gathers).mean(axis=0)
 
 
-def log_kl(teacher_logits: Float[Array, "batch classes"], shuffled: Float[Array, "batch classes"]) -> Float[Array, " batch"]:
+def log_kl(
+    teacher_logits: Float[Array, "batch classes"], shuffled: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
     """log10 max(KL(T ‖ T~), 1e-12) per image: what the selection looks at."""
     return jnp.log10(jnp.maximum(losses.kl_divergence(teacher_logits, shuffled), _SMALLEST_KL))
 
 
 def suspicion(
-    config: VaccineConfig, vaccine: Vaccine, teacher_logits: Float[Array, "batch classes"], shuffled: Float[Array, "batch classes"]
+    config: VaccineConfig,
+    vaccine: Vaccine,
+    teacher_logits: Float[Array, "batch classes"],
+    shuffled: Float[Array, "batch classes"],
 ) -> Float[Array, " batch"]:
     """φ: 1 for an image on which T~ follows T, else 0; no gradient."""
     if config.suspicion == "argmax":
@@ -163,7 +170,10 @@ def suspicion(
 
 
 def penalty(
-    config: VaccineConfig, phi: Float[Array, " batch"], teacher_logits: Float[Array, "batch classes"], shuffled: Float[Array, "batch classes"]
+    config: VaccineConfig,
+    phi: Float[Array, " batch"],
+    teacher_logits: Float[Array, "batch classes"],
+    shuffled: Float[Array, "batch classes"],
 ) -> Float[Array, ""]:
     """−α · Σ φ·KL(T ‖ T~) / max(Σ φ, 1), or divided by the batch; differentiable in both logits."""
     kl = losses.kl_divergence(teacher_logits, shuffled)

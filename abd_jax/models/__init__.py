@@ -15,7 +15,18 @@ from abd_jax.models.network import Forward, Network, initialize
 from abd_jax.models.typing import Leaf
 from abd_jax.models.wide_resnet import WideResNet
 
-__all__ = ["BatchNormTap", "Forward", "Generator", "Leaf", "Network", "Norm", "WideResNet", "abstract", "build", "create"]
+__all__ = [
+    "BatchNormTap",
+    "Forward",
+    "Generator",
+    "Leaf",
+    "Network",
+    "Norm",
+    "WideResNet",
+    "abstract",
+    "build",
+    "create",
+]
 
 _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")
 SIZES = range(8, 65)

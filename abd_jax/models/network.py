@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -94,14 +95,14 @@ class Network:
             for name, new in (("mean", tap.mean), ("var", tap.variance)):
                 old = stats[f"{path}/{name}"]
                 stats[f"{path}/{name}"] = old + BATCH_NORM_MOMENTUM * (jax.lax.stop_gradient(new) - old)
-        return self.replace(variables={**self.variables, "batch_stats": unflatten_dict(stats, sep="/")})
+        return dataclasses.replace(self, variables={**self.variables, "batch_stats": unflatten_dict(stats, sep="/")})
 
     @property
     def params(self) -> Any:
         return self.variables["params"]
 
     def with_params(self, params: Any) -> Network:
-        return self.replace(variables={**self.variables, "params": params})
+        return dataclasses.replace(self, variables={**self.variables, "params": params})
 
     def _normalize(self, images: Array) -> Array:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)

@@ -8,4 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
-Leaf: TypeAlias = jax.Array if TYPE_CHECKING else Any
+if TYPE_CHECKING:
+    Leaf: TypeAlias = jax.Array
+else:
+    Leaf = Any

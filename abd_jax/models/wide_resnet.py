@@ -109,16 +109,16 @@ class WideResNet(nn.Module):
         for name in self.block_names:
             stage = int(name[len("block")]) - 1
             stride = 2 if stage > 0 and name.endswith("_layer_0") else 1
-            blocks.append(
-                Block(16 * self.width * 2**stage, stride, self._projects(name), dtype=self.dtype, name=name)
-            )
+            blocks.append(Block(16 * self.width * 2**stage, stride, self._projects(name), dtype=self.dtype, name=name))
         self.blocks = blocks
         self.bn1 = BatchNorm()
         self.fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.lecun_normal())
 
     def __call__(self, images: Array, norm: Norm = "running") -> Forward:
         h = self.conv1(images.astype(self.dtype))
-        entries, stages, taps = [], [], []
+        entries: list[Array] = []
+        stages: list[Array] = []
+        taps: list[BatchNormTap] = []
         for index, block in enumerate(self.blocks):
             entries.append(h)
             h, pair = block(h, norm, {})

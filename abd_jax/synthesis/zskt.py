@@ -109,9 +109,7 @@ class ZSKT:
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
         return ZSKTState(optax.apply_updates(state.params, updates), optimizer), metrics
 
-    def sample(
-        self, key: PRNGKeyArray, state: ZSKTState, count: int
-    ) -> Float[Array, "count height width channels"]:
+    def sample(self, key: PRNGKeyArray, state: ZSKTState, count: int) -> Float[Array, "count height width channels"]:
         """`count` images; with the key of the last update, the images of that update seen by the updated generator."""
         return self._generate(state.params, key, count)
 
@@ -119,7 +117,8 @@ class ZSKT:
         latent = jax.random.normal(key, (count, self.config.latent))
         if self.sharding is not None:
             latent = jax.lax.with_sharding_constraint(latent, self.sharding)
-        return self._generator.apply({"params": params}, latent)
+        images: Array = self._generator.apply({"params": params}, latent)  # type: ignore[assignment]
+        return images
 
     @property
     def _generator(self) -> Generator:

@@ -6,6 +6,7 @@ the path of each leaf, so that a file holds arrays and names and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -209,7 +210,7 @@ def load_network(directory: Path) -> tuple[Network, dict[str, Any]]:
             raise CheckpointError(f"{directory / 'variables'}: {name} holds values that are not finite")
     if digest(loaded) != facts.get("digest"):
         raise CheckpointError(f"{directory / 'variables'}: the content does not match the digest in {NETWORK_FILE}")
-    return template.replace(variables=_rebuilt(dict(template.variables), loaded)), facts
+    return dataclasses.replace(template, variables=_rebuilt(dict(template.variables), loaded)), facts
 
 
 def _bounded(facts: Mapping[str, Any], name: str, least: int, most: int) -> int:

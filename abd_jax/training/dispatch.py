@@ -66,7 +66,8 @@ def compile_rounds(
     index = np.int32(0)
     rounds: dict[Phase, Round] = {}
     for phase in run.phases():
-        parts, delta = Parts(repeat_from_host, compiled(synthesize, (run, phase), key, state, teacher)), ()
+        parts = Parts(repeat_from_host, compiled(synthesize, (run, phase), key, state, teacher))
+        delta: tuple[Any, ...] = ()
         if phase.retrospective:
             ascent = jax.eval_shape(functools.partial(distill.begin_ascent, run), key, state, teacher, lesson, index)
             delta = (ascent.delta,)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models
 from abd_jax.defenses import self_retrospection, shuffling_vaccine
@@ -167,7 +167,8 @@ def synthesize(
 ) -> tuple[DistillState, Lesson, Metrics]:
     """The first half of a round: synthesis updates, then the images and all that the teacher says of them."""
     generator_screen, student_screen = run.screens(state.vaccine, teacher)
-    synthesizer, metrics = state.synthesizer, {}
+    synthesizer = state.synthesizer
+    metrics: Metrics = {}
     student = functools.partial(state.student, norm=phase.norm)
     for update in range(run.preset.synthesis.updates):
         latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
@@ -184,7 +185,7 @@ def synthesize(
     shares = jax.nn.one_hot(jnp.argmax(forward.logits, -1), forward.logits.shape[-1]).mean(axis=0)
     metrics |= {f"student/{name}": value for name, value in screening.metrics.items()}
     metrics |= {"synthesis/largest_class": shares.max(), "synthesis/target_class": shares[run.preset.teacher.target]}
-    return state.replace(synthesizer=synthesizer), jax.lax.stop_gradient(lesson), metrics
+    return dataclasses.replace(state, synthesizer=synthesizer), jax.lax.stop_gradient(lesson), metrics
 
 
 def study(
@@ -222,7 +223,7 @@ def study(
     metrics["student/gradient_norm"] = optax.tree.norm(gradient)
     updates, optimizer = run.rule.update(gradient, state.optimizer, state.student.params)
     student = state.student.absorb(forward).with_params(optax.apply_updates(state.student.params, updates))
-    return state.replace(student=student, optimizer=optimizer), metrics
+    return dataclasses.replace(state, student=student, optimizer=optimizer), metrics
 
 
 def begin_ascent(
@@ -230,9 +231,7 @@ def begin_ascent(
 ) -> Ascent:
     """A fresh δ for one student update."""
     step_key = keys.stream(key, "perturbation", state.step * run.preset.student.updates + update)
-    return self_retrospection.begin_ascent(
-        run.preset.retrospection, step_key, state.student, teacher, lesson.images
-    )
+    return self_retrospection.begin_ascent(run.preset.retrospection, step_key, state.student, teacher, lesson.images)
 
 
 def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Network) -> Ascent:
@@ -285,4 +284,4 @@ def distill_round(
         return parts.study(run, phase, key, state, lesson, update, ascent.delta)
 
     state, more = parts.repeat(update_student, state, run.preset.student.updates)
-    return state.replace(step=state.step + 1), metrics | more
+    return dataclasses.replace(state, step=state.step + 1), metrics | more

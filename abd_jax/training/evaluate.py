@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from abd_jax.attacks import poison
 from abd_jax.data import Dataset
@@ -49,8 +49,13 @@ class TestSet:
         triggered, true_labels = poison.triggered_test_set(
             dataset.test_images, dataset.test_labels, trigger=trigger, target=target
         )
-        arrays = (dataset.test_images, dataset.test_labels, triggered, true_labels)
-        return cls(*map(jnp.asarray, arrays), target=target)
+        return cls(
+            images=jnp.asarray(dataset.test_images),
+            labels=jnp.asarray(dataset.test_labels),
+            triggered=jnp.asarray(triggered),
+            true_labels=jnp.asarray(true_labels),
+            target=target,
+        )
 
 
 @jax.jit
@@ -65,9 +70,7 @@ def predict(network: Network, images: UInt8[Array, "test height width channels"]
 
 @jax.jit
 def _rates(clean: Array, labels: Array, triggered: Array, true_labels: Array, target: Array) -> Array:
-    return jnp.stack(
-        [jnp.mean(clean == labels), jnp.mean(triggered == target), jnp.mean(triggered == true_labels)]
-    )
+    return jnp.stack([jnp.mean(clean == labels), jnp.mean(triggered == target), jnp.mean(triggered == true_labels)])
 
 
 def rates(network: Network, test: TestSet) -> Array:

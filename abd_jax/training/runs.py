@@ -108,7 +108,8 @@ def _loop(
         observer.begin(title, total, first)
         writer = MetricsWriter(directory.path, first_step=first + 1)
         try:
-            for done, tree, metrics in steps(first, tree):
+            for done, latest, metrics in steps(first, tree):
+                tree = latest
                 observer.advance(done, writer.write(done, metrics) or {})
                 if done % checkpoint_every == 0 or done == total or terminated():
                     checkpoints.save(done, tree)
@@ -133,10 +134,9 @@ def _supervised_steps(
     test: TestSet,
     teacher: Network | None,
 ) -> Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]]:
-    def steps(first: int, state: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
-        for epoch, (state, metrics) in enumerate(
-            supervised.epochs(config, loss, root, state, images, labels, teacher), start=first + 1
-        ):
+    def steps(first: int, initial: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
+        trained = supervised.epochs(config, loss, root, initial, images, labels, teacher)
+        for epoch, (state, metrics) in enumerate(trained, start=first + 1):
             yield epoch, state, metrics | _named_rates(state.network, test)
 
     return steps
@@ -317,12 +317,12 @@ def distill_student(
         return directory.result
     started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
-    run = Distillation.make(preset, defense, teacher, mesh and sharding.batch_sharding(mesh))
+    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
     state = run.init(root, teacher)
     if state.vaccine is not None and not any(directory.path.glob("checkpoints/[0-9]*")):
         vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
-        state = state.replace(vaccine=vaccine)
+        state = dataclasses.replace(state, vaccine=vaccine)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
     tree = (state, best)
     if mesh is not None:
@@ -341,12 +341,10 @@ def distill_student(
             yield step + 1, (state, best), metrics
 
     title = f"student · {defense} · {trigger} · seed {seed}"
-    state, best = _loop(
-        directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every
-    )
+    state, best = _loop(directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
-    best_student = state.student.replace(variables=best[1])
+    best_student = dataclasses.replace(state.student, variables=best[1])
     checkpoint.save_network(
         directory.path / "best", best_student, settings.architecture, notes | {"chosen_by": "accuracy on the test set"}
     )
@@ -393,7 +391,9 @@ def _select_vaccine(
         keys.stream(root, "vaccine"),
         teacher,
         config,
-        lambda index: run.synthesizer.sample(keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch),
+        lambda index: run.synthesizer.sample(
+            keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch
+        ),
         SELECTION_BATCHES,
     )
     write_arrays(

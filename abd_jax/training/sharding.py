@@ -15,7 +15,9 @@ def data_mesh(devices: int | None = None) -> Mesh:
     """
     available = jax.devices()
     if devices is not None and not 1 <= devices <= len(available):
-        raise ValueError(f"devices {devices}: allowed are 1 … {len(available)}, the {available[0].platform} devices here")
+        raise ValueError(
+            f"devices {devices}: allowed are 1 … {len(available)}, the {available[0].platform} devices here"
+        )
     chosen = available[:devices]
     return jax.make_mesh((len(chosen),), ("data",), devices=chosen, axis_types=(AxisType.Auto,))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
@@ -17,7 +19,7 @@ from abd_jax.data.augment import crop_and_flip
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.training import keys
 
-Loss = Callable[[Forward, Array, Array, Network | None], Array]
+Loss = Callable[[Forward, Array, Array, Any], Array]
 """(forward pass, images, labels, a teacher to learn from or None) → per-image loss."""
 
 
@@ -102,8 +104,8 @@ def epochs(
     loss: Loss,
     root: PRNGKeyArray,
     state: SupervisedState,
-    images: UInt8[Array, "train height width channels"],
-    labels: Int[Array, " train"],
+    images: UInt8[Array | np.ndarray, "train height width channels"],
+    labels: Int[Array | np.ndarray, " train"],
     teacher: Network | None = None,
 ) -> Iterator[tuple[SupervisedState, dict[str, Array]]]:
     """Trains to the end, one epoch per iteration; starts at `state.step`, which must lie between two epochs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -31,7 +31,8 @@ def with_preset(options: type[Options], argv: list[str], *, prog: str, descripti
         name, rest = next(iter(known)), argv
     else:
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
-    default = options(preset=known[name], **{field: tyro.MISSING for field in _required(options)})
+    values: dict[str, Any] = {"preset": known[name]} | dict.fromkeys(_required(options), tyro.MISSING)
+    default = options(**values)
     return parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
 
 

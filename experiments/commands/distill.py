@@ -51,7 +51,15 @@ def main(argv: list[str]) -> None:
     mode = existing(options.resume, options.overwrite)
     directory = RunDirectory.open(options.out, describe(preset, **facts), mode)
     row = runs.make_student(
-        directory, preset, dataset, teacher, preset.trigger, options.defense, options.seed, ProgressBar(), options.devices
+        directory,
+        preset,
+        dataset,
+        teacher,
+        preset.trigger,
+        options.defense,
+        options.seed,
+        ProgressBar(),
+        options.devices,
     )
     rates = " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
     stdout.print(f"student in {options.out}: {rates}", highlight=False)
