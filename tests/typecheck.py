@@ -3,12 +3,14 @@
 import functools
 
 import jax
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+CONFIGURATION = BeartypeConf(is_pep484_tower=True)  # as for mypy, an int is a float
 
 
 def check(function):
     """beartype; but a pytree made of stand-ins for arrays (shapes, shardings, NumPy arrays) is not checked."""
-    checked = beartype(function)
+    checked = beartype(conf=CONFIGURATION)(function)
     if function.__name__ != "__init__":
         return checked
 

@@ -1,4 +1,4 @@
-"""A round draws the same latent vectors twice on purpose (the update's and the student's images): no key-reuse check."""
+"""A round draws the same latent vectors twice on purpose, for the update and for the student: no key-reuse check."""
 
 import jax
 import pytest

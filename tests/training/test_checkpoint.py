@@ -87,7 +87,7 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path):
     saved(tmp_path, [1])
     flip_byte(biggest_data_file(tmp_path / "1"))
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         checkpoints.load(tree())
     checkpoints.close()
 

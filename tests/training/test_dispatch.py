@@ -53,7 +53,7 @@ def test_one_program_computes_what_the_host_dispatches(reference):
 
 
 def test_eight_devices_compute_what_one_does(reference):
-    state, metrics = trained(ABD, "abd", mesh=sharding.data_mesh(8))
+    state, _ = trained(ABD, "abd", mesh=sharding.data_mesh(8))
     chex.assert_trees_all_close(
         jax.tree.map(np.asarray, state.student.variables),
         jax.tree.map(np.asarray, reference[0].student.variables),

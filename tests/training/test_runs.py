@@ -55,7 +55,9 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
         assert (path / name).exists(), name
     assert list((path / "tensorboard").iterdir())
     assert json.loads((path / "result.json").read_text()) == row
-    assert set(row) == set("preset dataset method trigger seed role defense acc asr ra seconds".split())
+    assert set(row) == set(
+        ["preset", "dataset", "method", "trigger", "seed", "role", "defense", "acc", "asr", "ra", "seconds"]
+    )
     assert (row["role"], row["defense"], row["seed"], row["method"]) == ("student", "sv", 5, "zskt")
     rates, notes = runs.evaluate_directory(path, lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])

@@ -5,9 +5,20 @@ from contextlib import contextmanager
 import jax
 from jax._src.array import ArrayImpl
 
-WAITS = (
-    "_value __array__ __float__ __int__ __bool__ __index__ item tolist block_until_ready __dlpack__ __str__ __repr__"
-).split()
+WAITS = [
+    "_value",
+    "__array__",
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+    "item",
+    "tolist",
+    "block_until_ready",
+    "__dlpack__",
+    "__str__",
+    "__repr__",
+]
 
 
 @contextmanager
