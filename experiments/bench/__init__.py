@@ -1,0 +1,1 @@
+"""Timings: our steps beside eager PyTorch's, and what the vaccine costs."""
