@@ -90,7 +90,7 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, *, stride: int
     spread = (height_out - 1) * stride + 1  # rows of the cotangent once they stand where their images' rows are
     chunk = max(1, min(batch, _ROWS_PER_PRODUCT // (height * width_out)))
     fill = ((0, -batch % chunk), (0, 0), (0, 0), (0, 0))  # images of zeros, which add nothing
-    chunks = tuple(jnp.pad(x, fill).reshape(-1, chunk, *x.shape[1:]) for x in (images, cotangent))
+    chunks = jax.tree.map(lambda x: jnp.pad(x, fill).reshape(-1, chunk, *x.shape[1:]), (images, cotangent))
 
     def accumulate(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         x = jnp.pad(pair[0], ((0, 0), (0, 0), (pad, pad), (0, 0)))
