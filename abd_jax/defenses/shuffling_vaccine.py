@@ -36,7 +36,9 @@ class VaccineConfig:
         normalize: the penalty is averaged over suspicious images (`masked`) or over all (`batch`).
         suspicion: an image is suspicious if argmax T~ = argmax T (`argmax`), or if log10 KL(T ‖ T~) lies below the
             selection's threshold (`threshold`, ours), or below the batch's median by `deviations` robust standard
-            deviations, 1.4826 · the median absolute deviation (`outlier`, ours).
+            deviations, 1.4826 · the median absolute deviation (`outlier`, ours), or if a share `quorum` of the copies,
+            each by itself, has T's argmax (`vote`, ours: no single draw decides).
+        quorum: of `vote`.
         generator_weights: whether suspicious images count only `suspicious_weight` in the generator's reward (ours).
         student_weights: weights in the student's loss: none; `paper`: 1 − φ + w·φ; `released`: the group means as in
             the published code, which *ascends* on suspicious images with 0.1.
@@ -53,7 +55,8 @@ class VaccineConfig:
     alpha: float = 0.1
     reduction: Literal["class_mean", "sum"] = "class_mean"
     normalize: Literal["masked", "batch"] = "masked"
-    suspicion: Literal["argmax", "threshold", "outlier"] = "argmax"
+    suspicion: Literal["argmax", "threshold", "outlier", "vote"] = "argmax"
+    quorum: float = 0.25
     generator_weights: bool = False
     student_weights: Literal["none", "paper", "released"] = "none"
     suspicious_weight: float = 0.1
@@ -70,6 +73,8 @@ class VaccineConfig:
         for name in ("alpha", "class_balance", "deviations", "suspicious_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"vaccine.{name} {getattr(self, name)}: allowed are numbers from 0")
+        if not 0 < self.quorum <= 1:
+            raise ValueError(f"vaccine.quorum {self.quorum}: allowed is (0, 1]")
         if not 0 <= self.tail < 1:
             raise ValueError(f"vaccine.tail {self.tail}: allowed is [0, 1)")
 
@@ -130,17 +135,24 @@ def shuffle(teacher: Network, permutations: dict[str, Int[Array, "copies channel
     return teacher.with_params(unflatten_dict(params, sep="/"))
 
 
-def shuffled_logits(
+def copies_logits(
     teacher: Network, permutations: dict[str, Int[Array, "copies channels"]], forward: Forward
-) -> Float[Array, "batch classes"]:
-    """T~: the mean of the copies' logits, from the activation at which the copies part from the teacher.
+) -> Float[Array, "copies batch classes"]:
+    """The logits of every shuffled copy, from the activation at which the copies part from the teacher.
 
     Everything before the first shuffled kernel is read from the teacher's own `forward`. Permuting a kernel's input
     channels by π equals permuting what enters it by π⁻¹, so the copies are one pass of the same weights.
     """
     entry = min(teacher.module.entry_of(name) for name in permutations)
     gathers = {name: jnp.argsort(order, axis=-1) for name, order in permutations.items()}
-    return teacher.tail(entry, forward.entries[entry], gathers).mean(axis=0)
+    return teacher.tail(entry, forward.entries[entry], gathers)
+
+
+def shuffled_logits(
+    teacher: Network, permutations: dict[str, Int[Array, "copies channels"]], forward: Forward
+) -> Float[Array, "batch classes"]:
+    """T~: the mean of the copies' logits."""
+    return copies_logits(teacher, permutations, forward).mean(axis=0)
 
 
 def log_kl(
@@ -154,11 +166,15 @@ def suspicion(
     config: VaccineConfig,
     vaccine: Vaccine,
     teacher_logits: Float[Array, "batch classes"],
-    shuffled: Float[Array, "batch classes"],
+    copies: Float[Array, "copies batch classes"],
 ) -> Float[Array, " batch"]:
-    """φ: 1 for an image on which T~ follows T, else 0; no gradient."""
+    """φ: 1 for an image on which the shuffled copies follow T, else 0; no gradient."""
+    decision = jnp.argmax(teacher_logits, -1)
+    shuffled = copies.mean(axis=0)
     if config.suspicion == "argmax":
-        phi = jnp.argmax(shuffled, -1) == jnp.argmax(teacher_logits, -1)
+        phi = jnp.argmax(shuffled, -1) == decision
+    elif config.suspicion == "vote":
+        phi = jnp.mean(jnp.argmax(copies, -1) == decision, axis=0) >= config.quorum
     else:
         values = log_kl(teacher_logits, shuffled)
         threshold = vaccine.threshold
@@ -187,10 +203,10 @@ def generator_screen(config: VaccineConfig, vaccine: Vaccine, teacher: Network) 
     """The vaccine as whoever generates images sees it: the penalty, and weights if `generator_weights`."""
 
     def screen(images: Array, forward: Forward) -> Screening:
-        shuffled = shuffled_logits(teacher, vaccine.permutations, forward)
-        phi = suspicion(config, vaccine, forward.logits, shuffled) * vaccine.enabled
+        copies = copies_logits(teacher, vaccine.permutations, forward)
+        phi = suspicion(config, vaccine, forward.logits, copies) * vaccine.enabled
         weights = 1 - (1 - config.suspicious_weight) * phi if config.generator_weights else jnp.ones_like(phi)
-        scalar = penalty(config, phi, forward.logits, shuffled)
+        scalar = penalty(config, phi, forward.logits, copies.mean(axis=0))
         scalar += vaccine.enabled * config.class_balance * losses.class_imbalance(forward.logits)
         return Screening(weights, scalar, {"suspicious": phi.mean()})
 
@@ -203,8 +219,8 @@ def student_screen(config: VaccineConfig, vaccine: Vaccine, teacher: Network) ->
     def screen(images: Array, forward: Forward) -> Screening:
         if config.student_weights == "none":
             return Screening(jnp.ones(images.shape[0]), jnp.zeros(()), {})
-        shuffled = shuffled_logits(teacher, vaccine.permutations, forward)
-        phi = suspicion(config, vaccine, forward.logits, shuffled) * vaccine.enabled
+        copies = copies_logits(teacher, vaccine.permutations, forward)
+        phi = suspicion(config, vaccine, forward.logits, copies) * vaccine.enabled
         if config.student_weights == "paper":
             weights = 1 - phi + config.suspicious_weight * phi
         else:  # each group's mean: the trusted counts 1, the suspicious −w

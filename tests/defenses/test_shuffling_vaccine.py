@@ -148,7 +148,7 @@ KL = reference.kl(LOGITS, SHUFFLED)
 
 
 def suspicious(config, threshold=-1.0):
-    return np.asarray(sv.suspicion(config, vaccine(threshold=threshold), jnp.asarray(LOGITS), jnp.asarray(SHUFFLED)))
+    return np.asarray(sv.suspicion(config, vaccine(threshold=threshold), jnp.asarray(LOGITS), jnp.asarray(SHUFFLED)[None]))
 
 
 def test_log_kl_against_numpy():
@@ -221,7 +221,7 @@ def screened(screen, config, given=None, images=None):
 @pytest.fixture
 def made_up(monkeypatch):
     """T~ has the logits `SHUFFLED`."""
-    monkeypatch.setattr(sv, "shuffled_logits", lambda *_: jnp.asarray(SHUFFLED))
+    monkeypatch.setattr(sv, "copies_logits", lambda *_: jnp.asarray(SHUFFLED)[None])
 
 
 AGREE = (LOGITS.argmax(axis=1) == SHUFFLED.argmax(axis=1)).astype(np.float64)
@@ -250,7 +250,7 @@ def test_the_released_weights_are_group_means(made_up):
 
 @pytest.mark.parametrize(("shuffled", "weights"), [(LOGITS, np.full(8, -0.1)), (-LOGITS, np.ones(8))])
 def test_the_released_weights_of_a_single_group(monkeypatch, shuffled, weights):
-    monkeypatch.setattr(sv, "shuffled_logits", lambda *_: jnp.asarray(shuffled))
+    monkeypatch.setattr(sv, "copies_logits", lambda *_: jnp.asarray(shuffled)[None])
     result = screened(sv.student_screen, VaccineConfig(student_weights="released"))
     np.testing.assert_allclose(result.weights, weights, rtol=1e-6)
 
@@ -402,3 +402,15 @@ def test_without_selection_the_first_draw_is_kept(cheap):
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         VaccineConfig(**options)
+
+
+def test_a_vote_counts_each_copy_by_itself():
+    copies = np.zeros((4, 3, 2), np.float32)
+    copies[:, 0, 1] = 1.0  # all four copies say 1
+    copies[0, 1, 1] = 1.0  # one of four says 1, though the mean of the logits is with the others
+    copies[:, 1, 0] = [0, 2, 2, 2]
+    copies[:, 2, 0] = 1.0  # none says 1
+    logits = jnp.asarray([[0.0, 1.0]] * 3)
+    for quorum, expected in ((0.25, [1, 1, 0]), (0.5, [1, 0, 0])):
+        config = sv.VaccineConfig(suspicion="vote", quorum=quorum)
+        np.testing.assert_array_equal(sv.suspicion(config, vaccine(), logits, jnp.asarray(copies)), expected)
