@@ -148,7 +148,8 @@ KL = reference.kl(LOGITS, SHUFFLED)
 
 
 def suspicious(config, threshold=-1.0):
-    return np.asarray(sv.suspicion(config, vaccine(threshold=threshold), jnp.asarray(LOGITS), jnp.asarray(SHUFFLED)[None]))
+    phi = sv.suspicion(config, vaccine(threshold=threshold), jnp.asarray(LOGITS), jnp.asarray(SHUFFLED)[None])
+    return np.asarray(phi)
 
 
 def test_log_kl_against_numpy():
