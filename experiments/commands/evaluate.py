@@ -19,7 +19,7 @@ from experiments.console import parse, stdout
 class Evaluate:
     """Options of `evaluate`."""
 
-    directory: Annotated[Path, tyro.conf.Positional]
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """A run's directory (its last network), or a network's own: RUN/network, RUN/best."""
     json: bool = False
     """Print one JSON object instead of a table."""
