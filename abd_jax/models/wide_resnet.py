@@ -15,12 +15,26 @@ from abd_jax.models.network import Forward
 STAGES = 3
 
 
-def _gather(x: Array, order: Array | None) -> Array:
-    """Reorders the channels of each copy in a batch of copies: `x[i, …, c] → x[i, …, order[i, c]]`."""
-    if order is None:
-        return x
+@jax.custom_vjp
+def _permute(x: Array, order: Array) -> Array:
+    """Reorders the channels of each copy in a batch of copies: `x[i, …, c] → x[i, …, order[i, c]]`.
+
+    Each row of `order` is a permutation, so the transpose is the same gather with the inverse one; JAX's own is a
+    scatter, which on CPU takes 10 to 15 times as long (43 against 3 ms for `[384, 16, 16, 64]`).
+    """
     copies = x.reshape(order.shape[0], -1, *x.shape[1:])
-    return jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1))(copies, order).reshape(x.shape)
+    take = jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1, mode="clip"))
+    return take(copies, order).reshape(x.shape)
+
+
+_permute.defvjp(
+    lambda x, order: (_permute(x, order), order),
+    lambda order, cotangent: (_permute(cotangent, jnp.argsort(order, axis=-1)), None),
+)
+
+
+def _gather(x: Array, order: Array | None) -> Array:
+    return x if order is None else _permute(x, order)
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -27,6 +28,7 @@ from abd_jax.training import config as configs
 from abd_jax.training import keys
 
 Metrics = dict[str, Array]
+Index = int | np.integer | Array
 
 
 @struct.dataclass
@@ -194,7 +196,7 @@ def study(
     key: PRNGKeyArray,
     state: DistillState,
     lesson: Lesson,
-    update: int | Array,
+    update: Index,
     delta: Array | None = None,
 ) -> tuple[DistillState, Metrics]:
     """One student update: weighted KL plus attention transfer, and with δ Self-Retrospection's hypergradient at it."""
@@ -227,7 +229,7 @@ def study(
 
 
 def begin_ascent(
-    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network, lesson: Lesson, update: int | Array
+    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network, lesson: Lesson, update: Index
 ) -> Ascent:
     """A fresh δ for one student update."""
     step_key = keys.stream(key, "perturbation", state.step * run.preset.student.updates + update)
@@ -273,7 +275,7 @@ def distill_round(
     """
     state, lesson, metrics = parts.synthesize(run, phase, key, state, teacher)
 
-    def update_student(state: DistillState, update: int | Array) -> tuple[DistillState, Metrics]:
+    def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
         if not phase.retrospective:
             return parts.study(run, phase, key, state, lesson, update)
         ascent, _ = parts.repeat(

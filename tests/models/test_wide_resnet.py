@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from abd_jax import models
+from abd_jax.models import wide_resnet
 from tests import networks, reference
 
 forward = jax.jit(lambda network, images, norm: network(images, norm), static_argnums=2)
@@ -205,3 +206,21 @@ def test_a_depth_that_is_not_6n_plus_4(depth):
 
 def test_names_in_capitals_are_understood():
     assert models.build("WRN-16-2", 10) == models.build("wrn-16-2", 10)
+
+
+def test_the_gradient_through_a_permutation_is_the_gathers_own():
+    """First and second order, against the transpose that JAX derives."""
+    rng = np.random.default_rng(0)
+    order = jnp.asarray(np.stack([rng.permutation(5) for _ in range(3)]), jnp.int32)
+    x, weights = (jnp.asarray(rng.normal(size=(6, 2, 2, 5)), jnp.float32) for _ in range(2))
+
+    def plain(x, order):
+        copies = x.reshape(3, 2, *x.shape[1:])
+        return jnp.concatenate([copy[..., channels] for copy, channels in zip(copies, order, strict=True)])
+
+    def derivatives(permute):
+        gradient = jax.grad(lambda x: jnp.sum(weights * jnp.sin(permute(x, order))))
+        return permute(x, order), gradient(x), jax.grad(lambda x: jnp.vdot(gradient(x), x))(x)
+
+    for ours, derived in zip(derivatives(wide_resnet._permute), derivatives(plain), strict=True):
+        np.testing.assert_allclose(ours, derived, rtol=1e-6, atol=1e-6)
