@@ -58,24 +58,29 @@ def compile_rounds(
         parts = Parts(repeat_on_device)
         return {phase: whole_round.lower(run, phase, parts, key, state, teacher).compile() for phase in run.phases()}
 
-    def compiled(function: Any, static: tuple[Any, ...], *arguments: Any) -> Callable[..., Any]:
-        executable = function.lower(*static, *arguments).compile()
-        return lambda *all_arguments: executable(*all_arguments[len(static) :])
+    def compiled(function: Any, static: tuple[Any, ...], *arguments: Any) -> tuple[Callable[..., Any], Any]:
+        """An executable that is called with the static arguments too, and its outputs' shapes and placement."""
+        lowered = function.lower(*static, *arguments)
+        executable = lowered.compile()
+        outputs = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lowered.out_info,
+            executable.output_shardings,
+        )
+        return lambda *all_arguments: executable(*all_arguments[len(static) :]), outputs
 
-    lesson = jax.eval_shape(functools.partial(distill.synthesize, run, Phase()), key, state, teacher)[1]
     index = np.int32(0)
     rounds: dict[Phase, Round] = {}
     for phase in run.phases():
-        parts = Parts(repeat_from_host, compiled(synthesize, (run, phase), key, state, teacher))
-        delta: tuple[Any, ...] = ()
+        first_half, (_, lesson, _) = compiled(synthesize, (run, phase), key, state, teacher)
+        parts, delta = Parts(repeat_from_host, first_half), []
         if phase.retrospective:
-            ascent = jax.eval_shape(functools.partial(distill.begin_ascent, run), key, state, teacher, lesson, index)
-            delta = (ascent.delta,)
-            parts = dataclasses.replace(
-                parts,
-                begin_ascent=compiled(begin_ascent, (run,), key, state, teacher, lesson, index),
-                ascend=compiled(ascend, (run,), ascent, state, teacher),
-            )
-        parts = dataclasses.replace(parts, study=compiled(study, (run, phase), key, state, lesson, index, *delta))
-        rounds[phase] = functools.partial(distill.distill_round, run, phase, parts)
+            begin, ascent = compiled(begin_ascent, (run,), key, state, teacher, lesson, index)
+            step, ascent = compiled(ascend, (run,), ascent, state, teacher)
+            parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
+            delta = [ascent.delta]
+        second_half, _ = compiled(study, (run, phase), key, state, lesson, index, *delta)
+        rounds[phase] = functools.partial(
+            distill.distill_round, run, phase, dataclasses.replace(parts, study=second_half)
+        )
     return rounds

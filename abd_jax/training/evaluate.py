@@ -59,11 +59,13 @@ class TestSet:
 
 
 @jax.jit
-def _predict(network: Network, images: UInt8[Array, "batch height width channels"]) -> Int[Array, " batch"]:
-    return jnp.argmax(network(images.astype(jnp.float32) / 255).logits, axis=-1)
+def _predict(
+    network: Network, images: UInt8[Array | np.ndarray, "batch height width channels"]
+) -> Int[Array, " batch"]:
+    return jnp.argmax(network(jnp.asarray(images, jnp.float32) / 255).logits, axis=-1)
 
 
-def predict(network: Network, images: UInt8[Array, "test height width channels"]) -> Int[Array, " test"]:
+def predict(network: Network, images: UInt8[Array | np.ndarray, "test height width channels"]) -> Int[Array, " test"]:
     """Predicted classes of uint8 images, in batches; nothing waits for the device."""
     return jnp.concatenate([_predict(network, images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
 

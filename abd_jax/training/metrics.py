@@ -44,6 +44,10 @@ class MetricsWriter:
         before, self._pending = self._pending, (step, metrics)
         return self._emit(*before) if before else None
 
+    def abandon(self) -> None:
+        """Forgets what is pending: after a value that is not finite, the next one is not worth a second error."""
+        self._pending = None
+
     def close(self) -> dict[str, float] | None:
         """Writes what is pending and closes the files."""
         before, self._pending = self._pending, None

@@ -118,6 +118,7 @@ def _loop(
                     raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
             observer.advance(total, writer.close() or {})
         except NonFiniteError as error:
+            writer.abandon()
             raise ValueError(f"{directory.path}: {error}; the last good checkpoint is of step {last_saved}") from error
         finally:
             writer.close()

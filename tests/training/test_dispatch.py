@@ -15,6 +15,10 @@ from tests.training import small, waiting
 
 pytestmark = pytest.mark.optax
 CYCLES = 2
+TOLERANCE = {
+    "atol": 1e-4,
+    "rtol": 2e-4,
+}  # a twentieth of Adam's step, which turns rounding of small gradients into signs
 
 
 def prepared(preset, defense, mesh=None):
@@ -48,7 +52,7 @@ def reference(key_reuse):
 
 def test_one_program_computes_what_the_host_dispatches(reference):
     state, metrics = trained(ABD, "abd", platform="tpu")  # the accelerators' form, run on CPU
-    chex.assert_trees_all_close(state.student.variables, reference[0].student.variables, atol=2e-5, rtol=2e-4)
+    chex.assert_trees_all_close(state.student.variables, reference[0].student.variables, **TOLERANCE)
     chex.assert_trees_all_close(metrics, reference[1], atol=2e-5, rtol=2e-3)
 
 
@@ -57,8 +61,7 @@ def test_eight_devices_compute_what_one_does(reference):
     chex.assert_trees_all_close(
         jax.tree.map(np.asarray, state.student.variables),
         jax.tree.map(np.asarray, reference[0].student.variables),
-        atol=2e-5,
-        rtol=2e-4,
+        **TOLERANCE,
     )
     assert len(jax.tree.leaves(state.student.variables)[0].sharding.device_set) == 8
 

@@ -130,7 +130,7 @@ def test_clean_kd_learns_from_a_share_of_the_clean_data(tmp_path):
     ("prepare", "existing", "message"),
     [
         (lambda p: None, "refuse", "use --resume to go on or --overwrite"),
-        (lambda p: (p / "config.json").unlink(), "overwrite", "no run of ours"),
+        (lambda p: (p / "config.json").rename(p / "thesis.tex"), "overwrite", "no run of ours"),
         (lambda p: (p / "config.json").write_text("{"), "resume", "damaged"),
         (lambda p: None, "resume", "started with defense = 'sv', now 'none'"),
     ],
