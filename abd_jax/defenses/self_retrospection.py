@@ -16,7 +16,9 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
+from abd_jax.defenses import trigger_inversion
 from abd_jax.defenses.hypergradient import implicit_hypergradient
+from abd_jax.defenses.trigger_inversion import Backdoor, Trigger
 from abd_jax.models import Leaf, Network, Norm
 
 
@@ -25,7 +27,12 @@ class RetrospectionConfig:
     """Settings of Self-Retrospection.
 
     Attributes:
-        perturb: whose output δ is found to change: the `student`'s (paper) or the `teacher`'s (released code).
+        perturb: whose output δ is found to change: the `student`'s (paper) or the `teacher`'s (released code); or
+            `inverted` (ours): in place of δ, the trigger that was inverted from the teacher is pasted on a `portion` of
+            each batch, and distillation itself teaches that it changes nothing.
+        drop: share of that trigger's pixels that are left out, drawn for each image anew.
+        hunt: steps in each round towards a trigger that the *student* still follows; 0: the teacher's is all there is.
+        restart: rounds after which that search starts afresh.
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
         sigma: σ.
         ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
@@ -49,7 +56,10 @@ class RetrospectionConfig:
         decay: the L2 weight there.
     """
 
-    perturb: Literal["student", "teacher"] = "student"
+    perturb: Literal["student", "teacher", "inverted"] = "student"
+    drop: float = 0.25
+    hunt: int = 0
+    restart: int = 20
     start: Literal["noise", "zeros"] = "noise"
     sigma: float = 1e-3
     ascent: Literal["adam", "sgd", "normalized"] = "adam"
@@ -76,7 +86,7 @@ class RetrospectionConfig:
         for name in ("ascent_rate", "fixed_point_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers above 0")
-        for name in ("portion", "start_fraction", "ascent_share"):
+        for name in ("portion", "start_fraction", "ascent_share", "drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed is [0, 1]")
 
@@ -84,6 +94,30 @@ class RetrospectionConfig:
         """How many images of a batch the outer loss perturbs."""
         exact = self.portion * batch
         return int(exact) if self.round_down else max(1, round(exact))
+
+
+def paste_some(
+    config: RetrospectionConfig,
+    key: PRNGKeyArray,
+    backdoor: Backdoor,
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height width channels"]:
+    """The batch with a trigger on a `portion` of its images, each time without `drop` of the trigger's pixels.
+
+    With `hunt` steps, every second of them has the trigger that was found in the student.
+    """
+    choice, dropout = jax.random.split(key)
+    batch = images.shape[0]
+    order = jax.random.permutation(choice, batch)
+
+    def pasted(trigger: Trigger) -> Array:
+        return trigger_inversion.paste(trigger_inversion.thin(dropout, trigger, batch, config.drop), images)
+
+    found = pasted(backdoor.trigger)
+    if config.hunt:
+        latest = pasted(jax.tree.map(jax.nn.sigmoid, backdoor.search.logits))
+        found = jnp.where((order % 2 == 0)[:, None, None, None], latest, found)
+    return jnp.where((order < config.perturbed(batch))[:, None, None, None], found, images)
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ from abd_jax import data, models
 from abd_jax.attacks import triggers
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
+from abd_jax.defenses.trigger_inversion import InversionConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 
 Defense = Literal["none", "sv", "sr", "abd", "clean_kd"]
@@ -166,6 +167,7 @@ class Preset:
     synthesis: ZSKTConfig = ZSKTConfig()
     vaccine: VaccineConfig = VaccineConfig()
     retrospection: RetrospectionConfig = RetrospectionConfig()
+    inversion: InversionConfig = InversionConfig()
     clean_kd: CleanKDConfig = CleanKDConfig()
 
     def __post_init__(self) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
+from abd_jax.defenses import trigger_inversion
+from abd_jax.defenses.trigger_inversion import Inversion, InversionConfig
 from abd_jax.models import Network
 from abd_jax.training import distill
 from abd_jax.training.distill import Distillation, DistillState, Metrics, Parts, Phase
@@ -39,9 +41,48 @@ def repeat_from_host(step: Callable[..., Any], state: Any, times: int) -> Any:
 synthesize = jax.jit(distill.synthesize, static_argnums=(0, 1), donate_argnums=3)
 begin_ascent = jax.jit(distill.begin_ascent, static_argnums=0)
 ascend = jax.jit(distill.ascend, static_argnums=0, donate_argnums=1)
+hunt = jax.jit(distill.hunt, static_argnums=0, donate_argnums=2)
 study = jax.jit(distill.study, static_argnums=(0, 1), donate_argnums=3)
 whole_round = jax.jit(distill.distill_round, static_argnums=(0, 1, 2), donate_argnums=4)
 """`distill_round` as one program: the single source of its donation, for running and for compiling ahead of time."""
+
+
+advance_search = jax.jit(trigger_inversion.advance, static_argnums=0, donate_argnums=1)
+judge_search = jax.jit(trigger_inversion.judge)
+
+
+def _search(
+    config: InversionConfig,
+    repeat: Callable[..., Any],
+    key: PRNGKeyArray,
+    teacher: Network,
+    images: Array,
+    target: Array,
+) -> Any:
+    search, _ = repeat(
+        lambda search, step: (
+            advance_search(config, search, teacher, images, target, jax.random.fold_in(key, step)),
+            {},
+        ),
+        trigger_inversion.begin(config, teacher.input_shape),
+        config.steps,
+    )
+    return judge_search(search, teacher, images, target)
+
+
+whole_search = jax.jit(_search, static_argnums=(0, 1))
+
+
+def invert_triggers(config: InversionConfig, key: PRNGKeyArray, teacher: Network, images: Array) -> Inversion:
+    """A trigger for each class of the teacher, found on these images, one class after the other."""
+    on_host = jax.default_backend() == "cpu"
+    search = (
+        functools.partial(_search, config, repeat_from_host)
+        if on_host
+        else functools.partial(whole_search, config, repeat_on_device)
+    )
+    found = [search(key, teacher, images, jnp.int32(target)) for target in range(teacher.module.num_classes)]
+    return Inversion(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *found))
 
 
 def compile_rounds(
@@ -74,11 +115,14 @@ def compile_rounds(
     for phase in run.phases():
         first_half, (_, lesson, _) = compiled(synthesize, (run, phase), key, state, teacher)
         parts, delta = Parts(repeat_from_host, first_half), []
-        if phase.retrospective:
+        if phase.retrospective and not run.pastes:
             begin, ascent = compiled(begin_ascent, (run,), key, state, teacher, lesson, index)
             step, ascent = compiled(ascend, (run,), ascent, state, teacher)
             parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
             delta = [ascent.delta]
+        if phase.retrospective and run.pastes and run.preset.retrospection.hunt:
+            hunting, _ = compiled(hunt, (run,), key, state, lesson, index)
+            parts = dataclasses.replace(parts, hunt=hunting)
         second_half, _ = compiled(study, (run, phase), key, state, lesson, index, *delta)
         rounds[phase] = functools.partial(
             distill.distill_round, run, phase, dataclasses.replace(parts, study=second_half)

@@ -19,8 +19,9 @@ from flax import struct
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models
-from abd_jax.defenses import self_retrospection, shuffling_vaccine
+from abd_jax.defenses import self_retrospection, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.self_retrospection import Ascent
+from abd_jax.defenses.trigger_inversion import Backdoor
 from abd_jax.models import Leaf, Network
 from abd_jax.screening import Screen, accept_all
 from abd_jax.synthesis.zskt import ZSKT
@@ -41,6 +42,7 @@ class DistillState:
         optimizer: its optimizer's state.
         synthesizer: the synthesizer's state.
         vaccine: T~ with its verdict; None without a vaccine.
+        backdoor: what trigger inversion knows of it, if the defense uses that.
     """
 
     step: Leaf
@@ -48,6 +50,7 @@ class DistillState:
     optimizer: optax.OptState
     synthesizer: PyTree
     vaccine: shuffling_vaccine.Vaccine | None
+    backdoor: Backdoor | None
 
 
 @struct.dataclass
@@ -101,6 +104,16 @@ class Distillation:
         return cls(preset, defense, synthesizer)
 
     @property
+    def erases(self) -> bool:
+        """Whether the inverted trigger is erased from synthesized images."""
+        return configs.uses_vaccine(self.defense) and self.preset.vaccine.erase
+
+    @property
+    def pastes(self) -> bool:
+        """Whether the inverted trigger is what Self-Retrospection unlearns."""
+        return configs.uses_retrospection(self.defense) and self.preset.retrospection.perturb == "inverted"
+
+    @property
     def rule(self) -> optax.GradientTransformation:
         student = self.preset.student
         schedule = optax.cosine_decay_schedule(student.learning_rate, student.cycles * student.updates)
@@ -137,6 +150,9 @@ class Distillation:
             vaccine=shuffling_vaccine.undecided(keys.stream(root, "vaccine"), teacher, self.preset.vaccine)
             if configs.uses_vaccine(self.defense)
             else None,
+            backdoor=trigger_inversion.unknown(self.preset.inversion, teacher.input_shape)
+            if self.erases or self.pastes
+            else None,
         )
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
@@ -172,11 +188,18 @@ def synthesize(
     synthesizer = state.synthesizer
     metrics: Metrics = {}
     student = functools.partial(state.student, norm=phase.norm)
+    seen = (
+        functools.partial(trigger_inversion.erase, state.backdoor.trigger, teacher.mean)
+        if run.erases
+        else lambda images: images
+    )
     for update in range(run.preset.synthesis.updates):
         latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
-        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, teacher, student, generator_screen)
+        synthesizer, metrics = run.synthesizer.update(
+            latest, synthesizer, lambda x: teacher(seen(x)), student, generator_screen
+        )
     images = run.synthesizer.sample(latest, synthesizer, run.preset.student.batch)
-    forward = teacher(images)
+    forward = teacher(seen(images))
     screening = student_screen(images, forward)
     lesson = Lesson(
         images=images,
@@ -201,9 +224,13 @@ def study(
 ) -> tuple[DistillState, Metrics]:
     """One student update: weighted KL plus attention transfer, and with δ Self-Retrospection's hypergradient at it."""
     config = run.preset.student
+    images = lesson.images
+    if phase.retrospective and run.pastes:
+        step_key = keys.stream(key, "portion", state.step * config.updates + update)
+        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.backdoor, images)
 
     def loss(params):
-        forward = state.student.with_params(params)(lesson.images, phase.norm)
+        forward = state.student.with_params(params)(images, phase.norm)
         kl = losses.kl_divergence(lesson.logits, forward.logits, config.temperature) / lesson.logits.shape[-1]
         maps = tuple(map(losses.attention_map, forward.stages))
         attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(kl)
@@ -241,9 +268,22 @@ def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Netw
     return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher)
 
 
+def hunt(run: Distillation, key: PRNGKeyArray, state: DistillState, lesson: Lesson, update: Index) -> DistillState:
+    """One step towards a trigger that the student follows, on the first of the round's images."""
+    settings, config = run.preset.retrospection, run.preset.inversion
+    step = state.step * settings.hunt + update
+    fresh = trigger_inversion.begin(config, state.student.input_shape)
+    begins = (step % (settings.hunt * settings.restart)) == 0
+    search = jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, state.backdoor.search)
+    images = lesson.images[: config.images]
+    step_key = keys.stream(key, "inversion", step)
+    search = trigger_inversion.advance(config, search, state.student, images, state.backdoor.target, step_key)
+    return dataclasses.replace(state, backdoor=dataclasses.replace(state.backdoor, search=search))
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The four functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
+    """The five functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
 
     `repeat(step, carry, times)` calls `step(carry, index) → (carry, metrics)` and returns the last of both.
     """
@@ -252,6 +292,7 @@ class Parts:
     synthesize: Callable[..., Any] = synthesize
     begin_ascent: Callable[..., Any] = begin_ascent
     ascend: Callable[..., Any] = ascend
+    hunt: Callable[..., Any] = hunt
     study: Callable[..., Any] = study
 
 
@@ -274,9 +315,12 @@ def distill_round(
         teacher: frozen.
     """
     state, lesson, metrics = parts.synthesize(run, phase, key, state, teacher)
+    if phase.retrospective and run.pastes and run.preset.retrospection.hunt:
+        hunt_once = lambda state, update: (parts.hunt(run, key, state, lesson, update), {})  # noqa: E731
+        state, _ = parts.repeat(hunt_once, state, run.preset.retrospection.hunt)
 
     def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
-        if not phase.retrospective:
+        if not phase.retrospective or run.pastes:
             return parts.study(run, phase, key, state, lesson, update)
         ascent, _ = parts.repeat(
             lambda ascent, _: (parts.ascend(run, ascent, state, teacher), {}),

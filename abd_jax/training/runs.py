@@ -24,7 +24,7 @@ from jaxtyping import Array
 from abd_jax import models
 from abd_jax.attacks import poison
 from abd_jax.data import Dataset
-from abd_jax.defenses import shuffling_vaccine
+from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
 from abd_jax.training import checkpoint, dispatch, keys, sharding
 from abd_jax.training import config as configs
@@ -321,9 +321,13 @@ def distill_student(
     run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
     state = run.init(root, teacher)
-    if state.vaccine is not None and not any(directory.path.glob("checkpoints/[0-9]*")):
-        vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
-        state = dataclasses.replace(state, vaccine=vaccine)
+    if not any(directory.path.glob("checkpoints/[0-9]*")):
+        if state.vaccine is not None:
+            vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
+            state = dataclasses.replace(state, vaccine=vaccine)
+        if state.backdoor is not None:
+            backdoor = _find_backdoor(directory, run, root, state.synthesizer, teacher)
+            state = dataclasses.replace(state, backdoor=backdoor)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
     tree = (state, best)
     if mesh is not None:
@@ -407,6 +411,24 @@ def _select_vaccine(
         tail_bar=np.asarray(config.tail),
     )
     return vaccine
+
+
+def _find_backdoor(
+    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+) -> trigger_inversion.Backdoor:
+    """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
+    config = run.preset.inversion
+    images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
+    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, images)
+    write_arrays(
+        directory.path / "inversion.npz",
+        masks=np.asarray(inversion.triggers.mask),
+        patterns=np.asarray(inversion.triggers.pattern),
+        sizes=np.asarray(inversion.sizes),
+        flips=np.asarray(inversion.flips),
+        suspect=np.asarray(trigger_inversion.suspect(inversion)),
+    )
+    return trigger_inversion.backdoor(config, inversion)
 
 
 def _write_pictures(
