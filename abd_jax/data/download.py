@@ -1,7 +1,6 @@
 """Original files from the network, through TFDS's download manager: its addresses, its published SHA-256 sums.
 
-Of TFDS only what needs no TensorFlow is used: its own preparation does need it, and takes fifty times as long as
-reading the files (docs of `readers`).
+Of TFDS only what needs no TensorFlow is used; its own preparation of these sets does need it.
 """
 
 from __future__ import annotations

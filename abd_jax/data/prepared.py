@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def prepare(info: Info, source: Path | None = None) -> Path:
     directory = cache_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory)
         staging = tempfile.TemporaryDirectory(dir=directory, prefix=f".{info.name}-")
     except OSError as error:
         raise OSError(f"{directory}: cannot be written ({error.strerror}); set {VARIABLE} to another place") from error
@@ -79,6 +81,13 @@ def prepare(info: Info, source: Path | None = None) -> Path:
             return _write(arrays, Path(name), directory / info.name)
         except OSError as error:
             raise OSError(f"{directory}: the arrays cannot be written ({error}); nothing was kept") from error
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Deletes what processes that were killed have left; who is still at work is younger than a day."""
+    for path in directory.glob(".*-*"):
+        if time.time() - path.stat().st_mtime > 86_400:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(arrays: Arrays, staging: Path, target: Path) -> Path:

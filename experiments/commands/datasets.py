@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     """Lists, or prepares."""
     if argv and not argv[0].startswith("-"):
         choose("subcommand", argv[0], {"prepare": _prepare})
-        return _prepare(argv[1:])
+        _prepare(argv[1:])
+        return
     parse(Datasets, argv, prog="datasets", description="List the data sets. `datasets prepare NAME` makes one ready.")
     table = Table("data set", "train", "test", "size", "classes", "prepared")
     for name, info in data.CATALOG.items():
@@ -40,11 +41,11 @@ def main(argv: list[str]) -> None:
         size = "×".join(map(str, info.image_shape))
         table.add_row(name, str(info.train), str(info.test), size, str(len(info.classes)), ready)
     stdout.print(table)
-    return None
 
 
 def _prepare(argv: list[str]) -> None:
     options = parse(Prepare, argv, prog="datasets prepare", description="Make a data set ready to load.")
     info = data.info(options.name)
     place = data.prepare(info, options.source)
-    stdout.print(f"{info.name}: {info.train} training and {info.test} test images in {place}", highlight=False)
+    said = f"{info.name}: {info.train} training and {info.test} test images in {place}"
+    stdout.print(said, highlight=False, soft_wrap=True)

@@ -3,8 +3,8 @@
 Files come from strangers: nothing is unpickled, no archive is unpacked to disk, sizes are bounded.
 """
 
-from abd_jax.data.readers.common import Arrays
 from abd_jax.data.readers.cifar import read_cifar
+from abd_jax.data.readers.common import Arrays
 from abd_jax.data.readers.gtsrb import read_gtsrb
 from abd_jax.data.readers.idx import read_idx
 from abd_jax.data.readers.svhn import read_svhn

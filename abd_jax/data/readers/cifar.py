@@ -92,7 +92,7 @@ class _PickledArray:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def array(self) -> UInt8[np.ndarray, "..."]:
+    def array(self) -> UInt8[np.ndarray, ...]:
         _, shape, dtype, fortran, content = self.state
         if not isinstance(dtype, _PickledType) or dtype.code not in ("u1", b"u1") or not isinstance(content, bytes):
             raise ValueError("its array is not of unsigned bytes")

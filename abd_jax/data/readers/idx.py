@@ -33,7 +33,7 @@ def _file(source: Path, name: str) -> Path:
     return find(source, f"{name}.gz", name)
 
 
-def read(path: Path, rank: int) -> UInt8[np.ndarray, "..."]:
+def read(path: Path, rank: int) -> UInt8[np.ndarray, ...]:
     """The array of one idx file of unsigned bytes.
 
     Args:
