@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import zipfile
@@ -82,7 +83,7 @@ def _zipped(path: Path, stack: ExitStack) -> Files:
         members = [member for member in archive.infolist() if member.filename.endswith((".ppm", ".csv"))]
         if any(member.file_size > LARGEST_FILE for member in members):
             raise ValueError("a file in it is larger than any of GTSRB's")
-    return {_short(member.filename): lambda member=member: archive.read(member) for member in members}
+    return {_short(member.filename): functools.partial(archive.read, member) for member in members}
 
 
 def _short(name: str) -> str:
