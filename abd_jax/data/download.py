@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from abd_jax.data.catalog import Info
 
@@ -28,7 +29,7 @@ def download(info: Info, directory: Path) -> Path:
         _probe(address)
     from tensorflow_datasets.core.download.download_manager import DownloadManager, NonMatchingChecksumError
 
-    manager = DownloadManager(download_dir=directory)
+    manager = DownloadManager(download_dir=directory, url_infos=published(info))
     try:
         paths = manager.download(addresses)
     except NonMatchingChecksumError as error:
@@ -44,10 +45,15 @@ def urls(info: Info) -> dict[str, str]:
     """File name → address."""
     if all(urllib.parse.urlsplit(file).scheme for file in info.files):
         return {file.rpartition("/")[2]: file for file in info.files}
+    addresses = {known.filename: url for url, known in published(info).items()}
+    return {name: addresses[name] for name in info.files}
+
+
+def published(info: Info) -> dict[str, Any]:
+    """Address → size, SHA-256 and file name that TFDS has published; empty for what TFDS does not have."""
     import tensorflow_datasets as tfds
 
-    published = {known.filename: url for url, known in tfds.builder_cls(info.name).url_infos.items()}
-    return {name: published[name] for name in info.files}
+    return dict(tfds.builder_cls(info.name).url_infos) if info.name in tfds.list_builders() else {}
 
 
 def _probe(address: str) -> None:

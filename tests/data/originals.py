@@ -43,7 +43,10 @@ def idx(array):
 
 def write_idx(directory, expected, compress=True):
     directory.mkdir(exist_ok=True)
-    parts = ("train", expected.train_images, expected.train_labels), ("t10k", expected.test_images, expected.test_labels)
+    parts = (
+        ("train", expected.train_images, expected.train_labels),
+        ("t10k", expected.test_images, expected.test_labels),
+    )
     for part, images, labels in parts:
         for kind, array in (("images-idx3", images[..., 0]), ("labels-idx1", labels)):
             path = directory / f"{part}-{kind}-ubyte{'.gz' if compress else ''}"
@@ -113,7 +116,10 @@ def write_cifar_binary(directory, classes, expected):
 def write_svhn(directory, expected):
     for part in ("train", "test"):
         images, labels = getattr(expected, f"{part}_images"), getattr(expected, f"{part}_labels")
-        stored = {"X": np.stack(list(images), axis=-1), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)}
+        stored = {
+            "X": np.stack(list(images), axis=-1),
+            "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8),
+        }
         scipy.io.savemat(directory / f"{part}_32x32.mat", stored, do_compression=True)
     return directory
 

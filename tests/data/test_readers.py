@@ -158,9 +158,7 @@ def test_a_pickle_can_call_nothing(tmp_path, monkeypatch, function, arguments):
     ],
 )
 def test_a_pickle_of_something_else(tmp_path, change):
-    path = originals.write_cifar_python(
-        tmp_path, 10, COLOR, lambda content: pickle.dumps(content | change, protocol=3)
-    )
+    path = originals.write_cifar_python(tmp_path, 10, COLOR, lambda content: pickle.dumps(content | change, protocol=3))
     with pytest.raises(ValueError, match="damaged"):
         read_cifar(path, 10)
 
