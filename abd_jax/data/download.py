@@ -43,7 +43,7 @@ def download(info: Info, directory: Path) -> Path:
 
 def urls(info: Info) -> dict[str, str]:
     """File name → address."""
-    if all(urllib.parse.urlsplit(file).scheme for file in info.files):
+    if _has_addresses(info):
         return {file.rpartition("/")[2]: file for file in info.files}
     addresses = {known.filename: url for url, known in published(info).items()}
     return {name: addresses[name] for name in info.files}
@@ -51,9 +51,15 @@ def urls(info: Info) -> dict[str, str]:
 
 def published(info: Info) -> dict[str, Any]:
     """Address → size, SHA-256 and file name that TFDS has published; empty for what TFDS does not have."""
+    if _has_addresses(info):
+        return {}
     import tensorflow_datasets as tfds
 
-    return dict(tfds.builder_cls(info.name).url_infos) if info.name in tfds.list_builders() else {}
+    return dict(tfds.builder_cls(info.name).url_infos)
+
+
+def _has_addresses(info: Info) -> bool:
+    return all(urllib.parse.urlsplit(file).scheme for file in info.files)
 
 
 def _probe(address: str) -> None:

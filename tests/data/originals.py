@@ -7,6 +7,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from typing import ClassVar
 
 import numpy as np
 import scipy.io
@@ -57,7 +58,7 @@ def write_idx(directory, expected, compress=True):
 class Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 wrote its strings; that is how CIFAR's batches are stored."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_string(self, text):
         self.write(b"T" + struct.pack("<i", len(text)) + text)

@@ -76,7 +76,7 @@ def test_another_checksum_than_the_published_is_refused(info, cache, monkeypatch
 
 def test_a_file_that_is_not_served(info, cache, tmp_path):
     (tmp_path / "served" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(OSError, match="mnist: the download failed .*404"):
+    with pytest.raises(OSError, match=r"mnist: the download failed .*404"):
         data.prepare(info)
     assert list(cache.iterdir()) == []
 

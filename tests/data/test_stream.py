@@ -1,5 +1,6 @@
 """Batches from disk: every image once an epoch, the same for the same seed, resumable."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -28,6 +29,10 @@ def numbers(iterator):
     return [images[:, 0, 0, 0].tolist() for images, _ in iterator]
 
 
+def flat(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
 def test_an_epoch_has_every_image_once_with_its_label(dataset):
     seen = list(data.batches(dataset, batch=4, seed=0))
     assert len(seen) == 5
@@ -35,14 +40,14 @@ def test_an_epoch_has_every_image_once_with_its_label(dataset):
         assert images.shape == (4, 28, 28, 1) and images.dtype == np.uint8 and labels.shape == (4,)
         np.testing.assert_array_equal(images, np.broadcast_to(images[:, :1, :1], images.shape))
         np.testing.assert_array_equal(labels, dataset.train_labels[images[:, 0, 0, 0]])
-    assert sorted(sum(numbers(seen), [])) == list(range(COUNT))
+    assert sorted(flat(numbers(seen))) == list(range(COUNT))
 
 
 def test_the_order_is_the_seeds_and_another_in_every_epoch(dataset):
     first = numbers(data.batches(dataset, batch=5, seed=0, epochs=2))
     assert first == numbers(data.batches(dataset, batch=5, seed=0, epochs=2, threads=1))
     assert first != numbers(data.batches(dataset, batch=5, seed=1, epochs=2))
-    epochs = [sum(first[:4], []), sum(first[4:], [])]
+    epochs = [flat(first[:4]), flat(first[4:])]
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == list(range(COUNT))
 
 
