@@ -31,7 +31,8 @@ def download(info: Info, directory: Path) -> Path:
 
     manager = DownloadManager(download_dir=directory, url_infos=published(info))
     try:
-        paths = manager.download(addresses)
+        # One by one: if one fails, no other is still being written while the directory is removed.
+        paths = {name: manager.download(address) for name, address in addresses.items()}
     except NonMatchingChecksumError as error:
         raise ValueError(str(error).partition("To debug")[0]) from error
     except Exception as error:  # its transport raises errors of several libraries
