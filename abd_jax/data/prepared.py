@@ -148,10 +148,12 @@ def check(info: Info, arrays: Arrays) -> None:
                 f"{info.name}: {part} images are {images.dtype}{list(images.shape)},"
                 f" expected uint8{[count, *info.image_shape]}"
             )
-        if labels.shape != (count,) or labels.min() < 0 or labels.max() >= len(info.classes):
+        if labels.shape != (count,):
+            raise ValueError(f"{info.name}: {len(labels)} {part} labels, expected {count}")
+        if labels.min() < 0 or labels.max() >= len(info.classes):
             raise ValueError(
-                f"{info.name}: {part} labels are {len(labels)} numbers from {labels.min()} to {labels.max()},"
-                f" expected {count} from 0 to {len(info.classes) - 1}"
+                f"{info.name}: {part} labels from {labels.min()} to {labels.max()},"
+                f" expected 0 to {len(info.classes) - 1}"
             )
 
 

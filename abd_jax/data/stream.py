@@ -10,20 +10,6 @@ import numpy as np
 from abd_jax.data.datasets import Dataset
 
 
-class _Rows:
-    """Random access to one part of a data set, as Grain wants it."""
-
-    def __init__(self, dataset: Dataset, part: str) -> None:
-        self._images = getattr(dataset, f"{part}_images")
-        self._labels = getattr(dataset, f"{part}_labels")
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.asarray(self._images[index]), np.asarray(self._labels[index])
-
-
 def batches(
     dataset: Dataset,
     part: Literal["train", "test"] = "train",
@@ -54,9 +40,10 @@ def batches(
         import grain
     except ImportError as error:
         raise ValueError("streaming needs Grain: pip install 'abd-jax[stream]'") from error
-    rows = _Rows(dataset, part)
-    if not 1 <= batch <= len(rows):
-        raise ValueError(f"batch {batch}: allowed are 1 … {len(rows)}, the {part} images of {dataset.name}")
-    order = grain.MapDataset.source(rows).shuffle(seed=seed).repeat(epochs)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch)
-    return iter(order.to_iter_dataset(options).batch(batch, drop_remainder=True))
+    images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+    if not 1 <= batch <= len(labels):
+        raise ValueError(f"batch {batch}: allowed are 1 … {len(labels)}, the {part} images of {dataset.name}")
+    # Only row numbers are shuffled and gathered one by one; pixels are read a batch at a time.
+    rows = grain.MapDataset.range(len(labels)).shuffle(seed=seed).repeat(epochs).batch(batch, drop_remainder=True)
+    read = rows.map(lambda rows: (np.asarray(images[rows]), np.asarray(labels[rows])))
+    return iter(read.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))

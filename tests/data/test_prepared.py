@@ -111,8 +111,11 @@ def test_another_number_of_images_is_another_data_set(cache, tmp_path):
     with pytest.raises(ValueError, match=r"train images are uint8\[19, 28, 28, 1\], expected uint8\[20, 28, 28, 1\]"):
         data.prepare(data.info("mnist"), too_few)
     eleven = originals.write_idx(tmp_path / "eleven", originals.arrays(20, 12, (28, 28, 1), 11))
-    with pytest.raises(ValueError, match="from 0 to 10, expected 20 from 0 to 9"):
+    with pytest.raises(ValueError, match="train labels from 0 to 10, expected 0 to 9"):
         data.prepare(data.info("mnist"), eleven)
+    no_labels = originals.arrays(20, 12, (28, 28, 1), 10)._replace(test_labels=np.zeros(0, np.int32))
+    with pytest.raises(ValueError, match="0 test labels, expected 12"):
+        data.prepare(data.info("mnist"), originals.write_idx(tmp_path / "none", no_labels))
     assert list(cache.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from abd_jax.data.readers import read_cifar, read_gtsrb, read_idx, read_svhn
+from abd_jax.data.readers.common import damage
 from abd_jax.data.readers.gtsrb import resized
 from tests.data import originals
 
@@ -144,6 +145,29 @@ def test_a_pickle_can_call_nothing(tmp_path, monkeypatch, function, arguments):
     with pytest.raises(ValueError, match="which no data needs"):
         read_cifar(path, 10)
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of two thousand million entries
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",  # a string of 10¹⁸ bytes
+        b"\x80\x02]" + b"(" * 100_000,
+        b"cnumpy.core.multiarray\n_reconstruct\n(NN}b.",
+        b"",
+    ],
+)
+def test_a_pickle_made_by_an_enemy(tmp_path, content):
+    path = originals.write_cifar_python(tmp_path, 10, COLOR, lambda _: content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_cifar(path, 10)
+
+
+def test_what_the_system_says_is_no_damage(tmp_path):
+    with pytest.raises(PermissionError), damage(tmp_path):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+    with pytest.raises(ValueError, match=r"damaged.*\(MemoryError\)"), damage(tmp_path):
+        raise MemoryError
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,11 @@ _STAND_INS = {
 }
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Knows four names, and has a harmless stand-in of its own for each."""
+class _DataUnpickler(pickle._Unpickler):
+    """Knows four names, and has a harmless stand-in of its own for each.
+
+    The version in Python, since the one in C reserves as much memory as a hostile file asks for.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:

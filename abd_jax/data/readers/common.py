@@ -47,7 +47,8 @@ def damage(path: Path) -> Iterator[None]:
     """Tells of whatever a decoder raises on broken input as one ValueError that names the file."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except Exception as error:  # decoders raise almost anything on what they were not made for
-        raise ValueError(f"{path}: damaged, or another file than its name says ({error})") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the system's word, not the content's
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: damaged, or another file than its name says ({reason})") from error
