@@ -192,6 +192,17 @@ def test_a_sign_as_large_as_a_wall(tmp_path):
         resized(originals.ppm(np.zeros((1, 2000, 3), np.uint8)))
 
 
+def test_a_zip_whose_directory_points_nowhere(tmp_path):
+    originals.write_gtsrb(tmp_path, COLOR)
+    path = tmp_path / "GTSRB_Final_Test_GT.zip"
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 42 : entry + 46] = b"\xff\xff\xff\x7f"  # where the member is said to begin
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_gtsrb(tmp_path)
+
+
 def test_a_sign_without_a_class(tmp_path):
     originals.write_gtsrb(tmp_path, COLOR, zipped=False)
     (tmp_path / "GTSRB/Final_Test/Images/00009.ppm").write_bytes(originals.ppm(COLOR.test_images[0]))
