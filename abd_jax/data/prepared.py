@@ -24,7 +24,10 @@ from abd_jax.data.readers import Arrays
 
 VARIABLE = "ABD_JAX_DATA"
 MANIFEST = "manifest.json"
+STAGING = ".abd_jax-preparing-"
 COMMAND = "python -m experiments datasets prepare"
+
+_FILES = {name: f"{name}.npy" for name in Arrays._fields}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,30 +65,40 @@ def prepare(info: Info, source: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: a file is not in `source`.
-        ValueError: a file is damaged, or the arrays are not those of this data set.
+        ValueError: a file is damaged, the arrays are not those of this data set, or foreign files are in their place.
         OSError: the network or the disk is not as needed; nothing is left half-written.
     """
     if info.read is None:
         raise ValueError(f"{info.name} comes inside scikit-learn: there is nothing to prepare")
     directory = cache_directory()
+    target = directory / info.name
+    if not _is_ours(target):
+        raise ValueError(f"{target}: holds other files than prepared arrays; move it, or set {VARIABLE} elsewhere")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(directory)
-        staging = tempfile.TemporaryDirectory(dir=directory, prefix=f".{info.name}-")
+        staging = tempfile.TemporaryDirectory(dir=directory, prefix=STAGING)
     except OSError as error:
         raise OSError(f"{directory}: cannot be written ({error.strerror}); set {VARIABLE} to another place") from error
     with staging as name:
         arrays = info.read(source or download(info, Path(name) / "download"))
         check(info, arrays)
         try:
-            return _write(arrays, Path(name), directory / info.name)
+            return _write(arrays, Path(name), target)
         except OSError as error:
             raise OSError(f"{directory}: the arrays cannot be written ({error}); nothing was kept") from error
 
 
+def _is_ours(target: Path) -> bool:
+    """Whether a place is free, or holds nothing but prepared arrays, so that it may be replaced."""
+    if not target.exists():
+        return True
+    return target.is_dir() and {path.name for path in target.iterdir()} <= {MANIFEST, *_FILES.values()}
+
+
 def _remove_leftovers(directory: Path) -> None:
     """Deletes what processes that were killed have left; who is still at work is younger than a day."""
-    for path in directory.glob(".*-*"):
+    for path in directory.glob(f"{STAGING}*"):
         if time.time() - path.stat().st_mtime > 86_400:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -95,11 +108,12 @@ def _write(arrays: Arrays, staging: Path, target: Path) -> Path:
     fresh.mkdir()
     digests = {}
     for name, array in arrays._asdict().items():
-        with (fresh / f"{name}.npy").open("wb") as file:
+        path = fresh / _FILES[name]
+        with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        digests[name] = _digest(fresh / f"{name}.npy")
+        digests[name] = _digest(path)
     mean, std = statistics(arrays.train_images)
     manifest = {"sha256": digests, "mean": mean, "std": std}
     (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -129,8 +143,8 @@ def load(info: Info) -> Prepared:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST}: damaged; {again}") from error
     loaded = {}
-    for name in Arrays._fields:
-        path = directory / f"{name}.npy"
+    for name, file in _FILES.items():
+        path = directory / file
         if not path.is_file() or _digest(path) != digests.get(name):
             raise ValueError(f"{path}: damaged (its SHA-256 is not the manifest's); {again}")
         loaded[name] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -148,12 +148,26 @@ def test_a_file_that_the_system_refuses_to_let_grow_leaves_nothing(cache, source
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(cache, source):
-    old, young = cache / ".mnist-old", cache / ".mnist-young"
-    for place in (old, young):
+    old, young, foreign = (cache / name for name in (f"{prepared.STAGING}a", f"{prepared.STAGING}b", ".my-thesis"))
+    for place in (old, young, foreign):
         place.mkdir(parents=True)
     os.utime(old, (0, 0))
+    os.utime(foreign, (0, 0))
     data.prepare(data.info("mnist"), source)
-    assert {path.name for path in cache.iterdir()} == {"mnist", young.name}
+    assert {path.name for path in cache.iterdir()} == {"mnist", young.name, foreign.name}
+
+
+@pytest.mark.parametrize("beside", [[], ["manifest.json", "train_images.npy"]])
+def test_foreign_files_are_not_replaced(cache, beside):
+    """As when the originals lie in $ABD_JAX_DATA/mnist themselves."""
+    cache.mkdir()
+    originals.write_idx(cache / "mnist", EXPECTED)
+    for name in beside:
+        (cache / "mnist" / name).write_text("")
+    before = sorted((cache / "mnist").iterdir())
+    with pytest.raises(ValueError, match=r"mnist: holds other files than prepared arrays"):
+        data.prepare(data.info("mnist"), cache / "mnist")
+    assert sorted((cache / "mnist").iterdir()) == before
 
 
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, source):
