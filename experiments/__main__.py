@@ -10,6 +10,7 @@ COMMANDS = {
     "distill": "distil one student from a teacher, without data",
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
     "presets": "list the presets",
+    "datasets": "list the data sets, or prepare one",
     "bench": "time our steps beside eager PyTorch's (extra: torch)",
 }
 

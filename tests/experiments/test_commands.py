@@ -29,7 +29,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are badnet_grid, badnet_sq, blend"),
     ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
-    ([*REPRODUCE, "--dataset", "cifar11"], "allowed are digits"),
+    ([*REPRODUCE, "--dataset", "cifar11"], "did you mean 'cifar10'"),
     ([*REPRODUCE, "--method", "cmi"], "zskt"),
     ([*REPRODUCE, "--dtype", "float16"], "'float32', 'bfloat16'"),
     ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
@@ -63,6 +63,12 @@ BAD_INPUT = [
     (["evaluate", "/nowhere"], "no network here"),
     (["evaluate", "NETWORK"], "unknown dataset 'svhn'"),
     (["evaluate", "NETWORK", "--jsn"], "--jsn"),
+    (["datasets", "prepar"], "did you mean 'prepare'"),
+    (["datasets", "--json"], "--json"),
+    (["datasets", "prepare"], "NAME"),
+    (["datasets", "prepare", "cifar11"], "did you mean 'cifar10'"),
+    (["datasets", "prepare", "digits"], "nothing to prepare"),
+    (["datasets", "prepare", "cifar10", "--from", "/nowhere"], "/nowhere: no such directory"),
     (["presets", "digitz"], "did you mean 'digits'"),
     (["presets", "digits", "--all"], "--all"),
     (["reproduce", "digits", "--out", "FILE"], "is a file"),
@@ -153,15 +159,15 @@ def test_the_parameters_of_every_preset_are_as_reviewed(golden):
 
     lines = []
     for name, preset in presets.presets().items():
-        dataset = data.load(preset.dataset)
+        info = data.info(preset.dataset)
         for role in ("teacher", "student"):
             architecture = getattr(preset, role).architecture
             network = models.abstract(
                 architecture,
-                num_classes=dataset.num_classes,
-                input_shape=dataset.image_shape,
-                mean=dataset.mean,
-                std=dataset.std,
+                num_classes=len(info.classes),
+                input_shape=info.image_shape,
+                mean=(0.0,) * info.image_shape[2],
+                std=(1.0,) * info.image_shape[2],
                 dtype=preset.dtype,
             )
             leaves = flatten_dict(dict(network.variables), sep="/")
