@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from abd_jax import losses
 from abd_jax.defenses import trigger_inversion
 from abd_jax.defenses.hypergradient import implicit_hypergradient
-from abd_jax.defenses.trigger_inversion import Backdoor, Trigger
+from abd_jax.defenses.trigger_inversion import Trigger
 from abd_jax.models import Leaf, Network, Norm
 
 
@@ -31,8 +31,6 @@ class RetrospectionConfig:
             `inverted` (ours): in place of δ, the trigger that was inverted from the teacher is pasted on a `portion` of
             each batch, and distillation itself teaches that it changes nothing.
         drop: share of that trigger's pixels that are left out, drawn for each image anew.
-        hunt: steps in each round towards a trigger that the *student* still follows; 0: the teacher's is all there is.
-        restart: rounds after which that search starts afresh.
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
         sigma: σ.
         ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
@@ -58,8 +56,6 @@ class RetrospectionConfig:
 
     perturb: Literal["student", "teacher", "inverted"] = "student"
     drop: float = 0.25
-    hunt: int = 0
-    restart: int = 20
     start: Literal["noise", "zeros"] = "noise"
     sigma: float = 1e-3
     ascent: Literal["adam", "sgd", "normalized"] = "adam"
@@ -99,25 +95,15 @@ class RetrospectionConfig:
 def paste_some(
     config: RetrospectionConfig,
     key: PRNGKeyArray,
-    backdoor: Backdoor,
+    trigger: Trigger,
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width channels"]:
-    """The batch with a trigger on a `portion` of its images, each time without `drop` of the trigger's pixels.
-
-    With `hunt` steps, every second of them has the trigger that was found in the student.
-    """
+    """The batch with the trigger on a `portion` of its images, each time without `drop` of the trigger's pixels."""
     choice, dropout = jax.random.split(key)
     batch = images.shape[0]
-    order = jax.random.permutation(choice, batch)
-
-    def pasted(trigger: Trigger) -> Array:
-        return trigger_inversion.paste(trigger_inversion.thin(dropout, trigger, batch, config.drop), images)
-
-    found = pasted(backdoor.trigger)
-    if config.hunt:
-        latest = pasted(jax.tree.map(jax.nn.sigmoid, backdoor.search.logits))
-        found = jnp.where((order % 2 == 0)[:, None, None, None], latest, found)
-    return jnp.where((order < config.perturbed(batch))[:, None, None, None], found, images)
+    chosen = jax.random.permutation(choice, batch) < config.perturbed(batch)
+    pasted = trigger_inversion.paste(trigger_inversion.thin(dropout, trigger, batch, config.drop), images)
+    return jnp.where(chosen[:, None, None, None], pasted, images)
 
 
 @struct.dataclass

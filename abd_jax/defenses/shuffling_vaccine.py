@@ -43,7 +43,8 @@ class VaccineConfig:
         student_weights: weights in the student's loss: none; `paper`: 1 − φ + w·φ; `released`: the group means as in
             the published code, which *ascends* on suspicious images with 0.1.
         suspicious_weight: w above.
-        erase: whether synthesized images are seen without the trigger that was inverted from the teacher (ours).
+        censor: whether the teacher is asked with the pixels of the trigger that was inverted from it hidden, so that
+            what it teaches cannot depend on them (ours).
         class_balance: weight of Σ p̄ log p̄, p̄ the teacher's mean softmax over a batch, in the generator's loss (ours).
         select: whether T~ is chosen by Algorithm 2; otherwise the first draw is kept.
         tail: accept a draw if this share of log KL lies under the threshold.
@@ -61,7 +62,7 @@ class VaccineConfig:
     generator_weights: bool = False
     student_weights: Literal["none", "paper", "released"] = "none"
     suspicious_weight: float = 0.1
-    erase: bool = False
+    censor: bool = False
     class_balance: float = 0.0
     select: bool = True
     tail: float = 0.02

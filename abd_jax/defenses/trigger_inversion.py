@@ -7,6 +7,7 @@ leads to needs far fewer pixels than any other, and (m, p) lies on the pixels of
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +31,16 @@ class InversionConfig:
         drop: share of the trigger's pixels that are left out, drawn anew for each image and step: what is found is then
             every pixel that helps, and not just as many as suffice.
         start: the mask's logit at the start; −2 is a mask of 0.12 everywhere.
+        anomaly: a trigger is used if its size lies so many robust standard deviations under the median of all classes.
     """
 
     images: int = 64
     steps: int = 60
     learning_rate: float = 0.2
-    sparsity: float = 0.01
-    drop: float = 0.5
+    sparsity: float = 0.05
+    drop: float = 0.0
     start: float = -2.0
+    anomaly: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("images", "steps"):
@@ -47,6 +50,8 @@ class InversionConfig:
             raise ValueError(f"inversion.learning_rate {self.learning_rate}: allowed are numbers above 0")
         if not self.sparsity >= 0:
             raise ValueError(f"inversion.sparsity {self.sparsity}: allowed are numbers from 0")
+        if not math.isfinite(self.anomaly):
+            raise ValueError(f"inversion.anomaly {self.anomaly}: allowed are finite numbers")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"inversion.drop {self.drop}: allowed is [0, 1]")
 
@@ -87,21 +92,6 @@ class Search:
     optimizer: optax.OptState
 
 
-@struct.dataclass
-class Backdoor:
-    """What is known of a teacher's backdoor, and what is still being found in its student.
-
-    Attributes:
-        target: the suspected class.
-        trigger: the teacher's trigger for that class.
-        search: the student's, on its way.
-    """
-
-    target: Leaf
-    trigger: Trigger
-    search: Search
-
-
 def paste(
     trigger: Trigger, images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch height width channels"]:
@@ -122,10 +112,9 @@ def erase(
     return jnp.where(trigger.mask > 0.1, jnp.asarray(fill), images)
 
 
-def unknown(config: InversionConfig, shape: tuple[int, int, int]) -> Backdoor:
-    """Before the inversion: a trigger of no pixel."""
-    nowhere = Trigger(jnp.zeros((*shape[:2], 1)), jnp.zeros(shape))
-    return Backdoor(jnp.zeros((), jnp.int32), nowhere, begin(config, shape))
+def nowhere(shape: tuple[int, int, int]) -> Trigger:
+    """A trigger of no pixel."""
+    return Trigger(jnp.zeros((*shape[:2], 1)), jnp.zeros(shape))
 
 
 def begin(config: InversionConfig, shape: tuple[int, int, int]) -> Search:
@@ -171,8 +160,14 @@ def suspect(inversion: Inversion) -> Int[Array, ""]:
     return jnp.argmin(jnp.where(works, inversion.sizes, jnp.inf))
 
 
-def backdoor(config: InversionConfig, inversion: Inversion) -> Backdoor:
-    """The trigger of the suspected class."""
-    target = suspect(inversion)
-    trigger = jax.tree.map(lambda leaf: leaf[target], inversion.triggers)
-    return Backdoor(target, trigger, begin(config, trigger.pattern.shape))
+def anomaly(inversion: Inversion) -> Float[Array, ""]:
+    """How far the suspect's size lies under the classes' median, in robust standard deviations, 1.4826 · MAD."""
+    median = jnp.median(inversion.sizes)
+    deviation = 1.4826 * jnp.median(jnp.abs(inversion.sizes - median))
+    return (median - inversion.sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)
+
+
+def suspected_trigger(config: InversionConfig, inversion: Inversion) -> Trigger:
+    """The trigger of the suspected class; one of no pixel if its anomaly is below the bar."""
+    trigger = jax.tree.map(lambda leaf: leaf[suspect(inversion)], inversion.triggers)
+    return Trigger(jnp.where(anomaly(inversion) >= config.anomaly, trigger.mask, 0.0), trigger.pattern)

@@ -21,8 +21,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from abd_jax import losses, models
 from abd_jax.defenses import self_retrospection, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.self_retrospection import Ascent
-from abd_jax.defenses.trigger_inversion import Backdoor
-from abd_jax.models import Leaf, Network
+from abd_jax.defenses.trigger_inversion import Trigger
+from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, accept_all
 from abd_jax.synthesis.zskt import ZSKT
 from abd_jax.training import config as configs
@@ -42,7 +42,7 @@ class DistillState:
         optimizer: its optimizer's state.
         synthesizer: the synthesizer's state.
         vaccine: T~ with its verdict; None without a vaccine.
-        backdoor: what trigger inversion knows of it, if the defense uses that.
+        trigger: the suspected one, inverted from the teacher, if the defense uses it.
     """
 
     step: Leaf
@@ -50,7 +50,7 @@ class DistillState:
     optimizer: optax.OptState
     synthesizer: PyTree
     vaccine: shuffling_vaccine.Vaccine | None
-    backdoor: Backdoor | None
+    trigger: Trigger | None
 
 
 @struct.dataclass
@@ -104,9 +104,9 @@ class Distillation:
         return cls(preset, defense, synthesizer)
 
     @property
-    def erases(self) -> bool:
-        """Whether the inverted trigger is erased from synthesized images."""
-        return configs.uses_vaccine(self.defense) and self.preset.vaccine.erase
+    def censors(self) -> bool:
+        """Whether the suspected trigger is hidden from the teacher."""
+        return configs.uses_vaccine(self.defense) and self.preset.vaccine.censor
 
     @property
     def pastes(self) -> bool:
@@ -150,10 +150,15 @@ class Distillation:
             vaccine=shuffling_vaccine.undecided(keys.stream(root, "vaccine"), teacher, self.preset.vaccine)
             if configs.uses_vaccine(self.defense)
             else None,
-            backdoor=trigger_inversion.unknown(self.preset.inversion, teacher.input_shape)
-            if self.erases or self.pastes
-            else None,
+            trigger=trigger_inversion.nowhere(teacher.input_shape) if self.censors or self.pastes else None,
         )
+
+    def censored(self, state: DistillState, network: Callable[[Array], Forward]) -> Callable[[Array], Forward]:
+        """The network, to which what lies under the suspected trigger is hidden if the defense censors it."""
+        trigger, fill = state.trigger, self.synthesizer.mean
+        if trigger is None or not self.censors:
+            return network
+        return lambda images: network(trigger_inversion.erase(trigger, fill, images))
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
         """The defense as the synthesizer and as the student see it."""
@@ -188,18 +193,12 @@ def synthesize(
     synthesizer = state.synthesizer
     metrics: Metrics = {}
     student = functools.partial(state.student, norm=phase.norm)
-    seen = (
-        functools.partial(trigger_inversion.erase, state.backdoor.trigger, teacher.mean)
-        if run.erases
-        else lambda images: images
-    )
+    asked, tried = run.censored(state, teacher), run.censored(state, student)
     for update in range(run.preset.synthesis.updates):
         latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
-        synthesizer, metrics = run.synthesizer.update(
-            latest, synthesizer, lambda x: teacher(seen(x)), student, generator_screen
-        )
+        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, asked, tried, generator_screen)
     images = run.synthesizer.sample(latest, synthesizer, run.preset.student.batch)
-    forward = teacher(seen(images))
+    forward = asked(images)
     screening = student_screen(images, forward)
     lesson = Lesson(
         images=images,
@@ -225,9 +224,9 @@ def study(
     """One student update: weighted KL plus attention transfer, and with δ Self-Retrospection's hypergradient at it."""
     config = run.preset.student
     images = lesson.images
-    if phase.retrospective and run.pastes:
+    if phase.retrospective and run.pastes and state.trigger is not None:
         step_key = keys.stream(key, "portion", state.step * config.updates + update)
-        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.backdoor, images)
+        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.trigger, images)
 
     def loss(params):
         forward = state.student.with_params(params)(images, phase.norm)
@@ -268,22 +267,9 @@ def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Netw
     return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher)
 
 
-def hunt(run: Distillation, key: PRNGKeyArray, state: DistillState, lesson: Lesson, update: Index) -> DistillState:
-    """One step towards a trigger that the student follows, on the first of the round's images."""
-    settings, config = run.preset.retrospection, run.preset.inversion
-    step = state.step * settings.hunt + update
-    fresh = trigger_inversion.begin(config, state.student.input_shape)
-    begins = (step % (settings.hunt * settings.restart)) == 0
-    search = jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, state.backdoor.search)
-    images = lesson.images[: config.images]
-    step_key = keys.stream(key, "inversion", step)
-    search = trigger_inversion.advance(config, search, state.student, images, state.backdoor.target, step_key)
-    return dataclasses.replace(state, backdoor=dataclasses.replace(state.backdoor, search=search))
-
-
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The five functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
+    """The four functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
 
     `repeat(step, carry, times)` calls `step(carry, index) → (carry, metrics)` and returns the last of both.
     """
@@ -292,7 +278,6 @@ class Parts:
     synthesize: Callable[..., Any] = synthesize
     begin_ascent: Callable[..., Any] = begin_ascent
     ascend: Callable[..., Any] = ascend
-    hunt: Callable[..., Any] = hunt
     study: Callable[..., Any] = study
 
 
@@ -315,9 +300,6 @@ def distill_round(
         teacher: frozen.
     """
     state, lesson, metrics = parts.synthesize(run, phase, key, state, teacher)
-    if phase.retrospective and run.pastes and run.preset.retrospection.hunt:
-        hunt_once = lambda state, update: (parts.hunt(run, key, state, lesson, update), {})  # noqa: E731
-        state, _ = parts.repeat(hunt_once, state, run.preset.retrospection.hunt)
 
     def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
         if not phase.retrospective or run.pastes:

@@ -325,9 +325,9 @@ def distill_student(
         if state.vaccine is not None:
             vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
             state = dataclasses.replace(state, vaccine=vaccine)
-        if state.backdoor is not None:
-            backdoor = _find_backdoor(directory, run, root, state.synthesizer, teacher)
-            state = dataclasses.replace(state, backdoor=backdoor)
+        if state.trigger is not None:
+            suspected = _invert_triggers(directory, run, root, state.synthesizer, teacher)
+            state = dataclasses.replace(state, trigger=suspected)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
     tree = (state, best)
     if mesh is not None:
@@ -413,9 +413,9 @@ def _select_vaccine(
     return vaccine
 
 
-def _find_backdoor(
+def _invert_triggers(
     directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
-) -> trigger_inversion.Backdoor:
+) -> trigger_inversion.Trigger:
     """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
     config = run.preset.inversion
     images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
@@ -427,8 +427,9 @@ def _find_backdoor(
         sizes=np.asarray(inversion.sizes),
         flips=np.asarray(inversion.flips),
         suspect=np.asarray(trigger_inversion.suspect(inversion)),
+        anomaly=np.asarray(trigger_inversion.anomaly(inversion)),
     )
-    return trigger_inversion.backdoor(config, inversion)
+    return trigger_inversion.suspected_trigger(config, inversion)
 
 
 def _write_pictures(

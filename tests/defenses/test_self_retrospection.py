@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from abd_jax.defenses import self_retrospection
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
+from abd_jax.defenses.trigger_inversion import Trigger
 from tests import networks, reference
 
 SHAPE, BATCH = (4, 4, 1), 4
@@ -408,3 +409,22 @@ def test_a_sparse_perturbation_keeps_whole_pixels():
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RetrospectionConfig(**options)
+
+
+# --- in place of δ, an inverted trigger
+
+
+def test_the_trigger_is_pasted_on_a_portion_of_the_batch_and_thinned():
+    rng = np.random.default_rng(2)
+    trigger = Trigger(jnp.asarray(rng.uniform(0.3, 1, (16, 16, 1)), jnp.float32), jnp.ones((16, 16, 1)))
+    images = networks.images(4, 32, (16, 16, 1)) * 0.5
+    config = RetrospectionConfig(perturb="inverted", portion=0.25, drop=0.5)
+    pasted = np.asarray(self_retrospection.paste_some(config, key(1), trigger, images))
+    changed = ~np.isclose(pasted, images, atol=1e-7)
+    assert (changed.any((1, 2, 3))).sum() == 8
+    whole = np.asarray(images) * (1 - np.asarray(trigger.mask)) + np.asarray(trigger.mask)
+    np.testing.assert_allclose(pasted[changed], whole[changed], rtol=1e-6)
+    share = changed[changed.any((1, 2, 3))].mean()
+    assert 0.45 < share < 0.55  # 2048 pixels: 0.5 ± 4.5 standard deviations
+    other = np.asarray(self_retrospection.paste_some(config, key(2), trigger, images))
+    assert np.abs(other - pasted).max() > 0.01

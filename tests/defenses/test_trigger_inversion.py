@@ -124,7 +124,19 @@ def test_the_suspect_has_the_smallest_trigger_that_works(sizes, flips, suspect):
     triggers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn(seed) for seed in range(3)))
     inversion = Inversion(triggers, jnp.asarray(sizes), jnp.asarray(flips))
     assert int(trigger_inversion.suspect(inversion)) == suspect
-    chex.assert_trees_all_equal(trigger_inversion.suspected_trigger(inversion), drawn(suspect))
+    found = trigger_inversion.suspected_trigger(InversionConfig(anomaly=-100.0), inversion)
+    chex.assert_trees_all_equal(found, drawn(suspect))
+
+
+def test_the_anomaly_is_neural_cleanses_and_decides():
+    sizes = np.array([4.0, 21.0, 25.0, 18.0, 30.0])
+    triggers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn(seed) for seed in range(5)))
+    inversion = Inversion(triggers, jnp.asarray(sizes, jnp.float32), jnp.ones(5))
+    index = (21 - 4) / (1.4826 * np.median(np.abs(sizes - 21)))
+    assert float(trigger_inversion.anomaly(inversion)) == pytest.approx(index, rel=1e-5)
+    for bar, used in [(index - 0.01, True), (index + 0.01, False)]:
+        trigger = trigger_inversion.suspected_trigger(InversionConfig(anomaly=bar), inversion)
+        np.testing.assert_array_equal(trigger.mask, drawn(0).mask * used)
 
 
 def test_on_the_host_and_on_the_device_it_is_the_same_search(monkeypatch):
@@ -143,6 +155,7 @@ def test_on_the_host_and_on_the_device_it_is_the_same_search(monkeypatch):
         ({"steps": 0}, "inversion.steps 0"),
         ({"learning_rate": 0.0}, "inversion.learning_rate"),
         ({"sparsity": -1.0}, "inversion.sparsity"),
+        ({"anomaly": float("nan")}, "inversion.anomaly"),
         ({"drop": 1.5}, "inversion.drop"),
     ],
 )

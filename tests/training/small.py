@@ -8,6 +8,7 @@ import numpy as np
 from abd_jax.data import Dataset
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
+from abd_jax.defenses.trigger_inversion import InversionConfig
 from abd_jax.models import Network
 from abd_jax.synthesis.zskt import ZSKTConfig
 from abd_jax.training.config import CleanKDConfig, Preset, StudentConfig, TeacherConfig
@@ -22,6 +23,13 @@ PRESET = Preset(
     vaccine=VaccineConfig(kernels=2, student_weights="paper", generator_weights=True, class_balance=0.1),
     retrospection=RetrospectionConfig(start_fraction=0.5, ascent_steps=2, iterations=1, portion=0.5),
     clean_kd=CleanKDConfig(epochs=2, batch=8, share=0.5),
+)
+INVERTED = dataclasses.replace(
+    PRESET,
+    name="inverted",
+    vaccine=dataclasses.replace(PRESET.vaccine, censor=True),
+    retrospection=dataclasses.replace(PRESET.retrospection, perturb="inverted"),
+    inversion=InversionConfig(images=4, steps=2, anomaly=-100.0),
 )
 
 

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abd_jax.defenses import trigger_inversion
+from abd_jax.defenses.trigger_inversion import Trigger
 from abd_jax.training import dispatch, sharding
 from abd_jax.training.distill import Distillation, Phase
+from tests import networks
 from tests.training import small, waiting
 
 pytestmark = pytest.mark.optax
-CYCLES = 2
+
 TOLERANCE = {
     "atol": 1e-4,
     "rtol": 2e-4,
@@ -27,37 +30,52 @@ def prepared(preset, defense, mesh=None):
     state = run.init(small.key(3), teacher)
     if state.vaccine is not None:
         state = state.replace(vaccine=state.vaccine.replace(enabled=jnp.ones(())))
+    if state.trigger is not None:
+        mask = jnp.zeros((8, 8, 1)).at[5:7, 5:7].set(0.9)
+        state = state.replace(trigger=Trigger(mask, jnp.ones((8, 8, 1))))
     if mesh is not None:
         teacher, state = sharding.replicate((teacher, state), mesh)
     return run, state, teacher
 
 
-def trained(preset, defense, platform="cpu", mesh=None, cycles=CYCLES):
+def trained(preset, defense, platform="cpu", mesh=None):
     run, state, teacher = prepared(preset, defense, mesh)
     rounds = dispatch.compile_rounds(run, small.key(3), state, teacher, platform)
-    for step in range(cycles):
+    for step in range(preset.student.cycles):
         state, metrics = rounds[run.phase(step)](small.key(3), state, teacher)
     return state, metrics
 
 
-ABD = small.preset(cycles=CYCLES)
+ABD = small.preset(cycles=2)
 ABD = dataclasses.replace(ABD, retrospection=dataclasses.replace(ABD.retrospection, start_fraction=0.5))
 
 
+INVERTED = dataclasses.replace(
+    small.INVERTED,
+    student=small.preset(cycles=1).student,
+    retrospection=dataclasses.replace(small.INVERTED.retrospection, start_fraction=0.0),
+)
+
+
+@pytest.fixture(scope="module", params=[ABD, INVERTED], ids=["hypergradient", "inverted"])
+def preset(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def reference(key_reuse):
+def reference(key_reuse, preset):
     with jax.numpy_dtype_promotion("standard"):
-        return trained(ABD, "abd")
+        return trained(preset, "abd")
 
 
-def test_one_program_computes_what_the_host_dispatches(reference):
-    state, metrics = trained(ABD, "abd", platform="tpu")  # the accelerators' form, run on CPU
+def test_one_program_computes_what_the_host_dispatches(preset, reference):
+    state, metrics = trained(preset, "abd", platform="tpu")  # the accelerators' form, run on CPU
     chex.assert_trees_all_close(state.student.variables, reference[0].student.variables, **TOLERANCE)
     chex.assert_trees_all_close(metrics, reference[1], atol=2e-5, rtol=2e-3)
 
 
-def test_eight_devices_compute_what_one_does(reference):
-    state, _ = trained(ABD, "abd", mesh=sharding.data_mesh(8))
+def test_eight_devices_compute_what_one_does(preset, reference):
+    state, _ = trained(preset, "abd", mesh=sharding.data_mesh(8))
     chex.assert_trees_all_close(
         jax.tree.map(np.asarray, state.student.variables),
         jax.tree.map(np.asarray, reference[0].student.variables),
@@ -101,9 +119,24 @@ def test_defense_none_has_no_vaccine_and_unknown_ones_are_refused():
         Distillation.make(small.PRESET, "abs", small.teacher())
 
 
+def test_only_the_teacher_and_the_generators_reward_are_censored():
+    """Pixels under the mask reach the student, and change nothing of what the teacher says."""
+    run, state, teacher = prepared(INVERTED, "abd")
+    images = networks.images(0, 4)
+    changed = images.at[:, 5:7, 5:7].set(0.0)
+    censored = run.censored(state, teacher)
+    np.testing.assert_array_equal(censored(images).logits, censored(changed).logits)
+    assert np.abs(teacher(images).logits - teacher(changed).logits).max() > 1e-3
+    _, lesson, _ = dispatch.synthesize(run, Phase(), small.key(3), jax.tree.map(jnp.copy, state), teacher)
+    np.testing.assert_allclose(lesson.logits, censored(lesson.images).logits, atol=1e-5)
+    hidden = trigger_inversion.erase(state.trigger, teacher.mean, lesson.images)
+    assert np.abs(lesson.images - hidden).max() > 1e-3
+    assert Distillation.make(INVERTED, "sr", teacher).censored(state, teacher) is teacher
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_round_lowers_for_accelerators(platform):
-    run, state, teacher = prepared(ABD, "abd")
+def test_the_round_lowers_for_accelerators(preset, platform):
+    run, state, teacher = prepared(preset, "abd")
     arguments = (run, Phase(retrospective=True), dispatch.Parts(dispatch.repeat_on_device))
     lowered = dispatch.whole_round.trace(*arguments, small.key(3), state, teacher).lower(lowering_platforms=(platform,))
     text = lowered.as_text()

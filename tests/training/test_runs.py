@@ -49,6 +49,13 @@ def whole(tmp_path_factory, key_reuse):
         return path, student(path)
 
 
+@pytest.fixture(scope="module")
+def inverted(tmp_path_factory, key_reuse):
+    path = tmp_path_factory.mktemp("runs") / "inverted"
+    with jax.numpy_dtype_promotion("standard"):
+        return path, student(path, defense="abd", preset=small.INVERTED)
+
+
 def test_a_student_leaves_its_files_and_an_honest_row(whole):
     path, row = whole
     for name in ("config.json", "metrics.jsonl", "result.json", "samples.npz", "vaccine.npz", "network", "best"):
@@ -78,6 +85,23 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     assert lines(tmp_path / "run") == lines(whole[0])
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
     assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
+
+
+def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
+    path, _ = inverted
+    with np.load(path / "inversion.npz") as found:
+        assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
+        np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
+        assert found["flips"].shape == (10,) and 0 <= int(found["suspect"]) < 10
+
+
+def test_a_terminated_run_with_an_inverted_trigger_resumes_to_bitwise_the_same(inverted, tmp_path):
+    path = tmp_path / "parts"
+    with pytest.raises(runs.Interrupted, match="go on with --resume"):
+        student(path, defense="abd", preset=small.INVERTED, observer=Recorder(terminate_at=3))
+    resumed = student(path, defense="abd", preset=small.INVERTED, existing="resume")
+    assert lines(path) == lines(inverted[0])
+    assert {**resumed, "seconds": 0} == {**inverted[1], "seconds": 0}
 
 
 def test_a_finished_run_is_not_run_again(whole):
