@@ -206,11 +206,13 @@ def generator_screen(config: VaccineConfig, vaccine: Vaccine, teacher: Network) 
     """The vaccine as whoever generates images sees it: the penalty, and weights if `generator_weights`."""
 
     def screen(images: Array, forward: Forward) -> Screening:
+        balance = vaccine.enabled * config.class_balance * losses.class_imbalance(forward.logits)
+        if not (config.alpha or config.generator_weights):  # nobody asks T~
+            return Screening(jnp.ones(images.shape[0]), balance, {})
         copies = copies_logits(teacher, vaccine.permutations, forward)
         phi = suspicion(config, vaccine, forward.logits, copies) * vaccine.enabled
         weights = 1 - (1 - config.suspicious_weight) * phi if config.generator_weights else jnp.ones_like(phi)
-        scalar = penalty(config, phi, forward.logits, copies.mean(axis=0))
-        scalar += vaccine.enabled * config.class_balance * losses.class_imbalance(forward.logits)
+        scalar = penalty(config, phi, forward.logits, copies.mean(axis=0)) + balance
         return Screening(weights, scalar, {"suspicious": phi.mean()})
 
     return screen

@@ -16,6 +16,6 @@ PRESET = Preset(
     teacher=TeacherConfig(architecture="wrn-16-1", epochs=30, crop=0, poison_rate=0.2),
     student=StudentConfig(architecture="wrn-10-1", cycles=400, updates=5, evaluate_every=25, checkpoint_every=100),
     synthesis=ZSKTConfig(features=64),
-    vaccine=VaccineConfig(copies=8, kernels=5, alpha=0.0, class_balance=0.01, select=False, censor=True),
+    vaccine=VaccineConfig(alpha=0.0, class_balance=0.01, select=False, censor=True),
     retrospection=RetrospectionConfig(start_fraction=0.0, perturb="inverted", portion=0.25, drop=0.25),
 )
