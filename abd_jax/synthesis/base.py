@@ -1,0 +1,135 @@
+"""What every data-free method has in common: three pure functions, bound to settings and to a task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from abd_jax.losses import Moments
+from abd_jax.models import Forward, Network, Norm
+from abd_jax.screening import Screen
+
+Student = Callable[[Array], Forward]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a synthesizer is bound to besides its settings.
+
+    Attributes:
+        image_shape: (height, width, channels).
+        mean, std: normalization of the teacher.
+        num_classes: size of the logits.
+        batch: images per student batch.
+        cycles: rounds of the whole run, for schedules.
+        classes: class names in label order, for methods that read them; may be empty.
+        dtype: compute dtype of generators.
+        sharding: of a batch over a mesh's devices; None on one device.
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    batch: int
+    cycles: int
+    classes: tuple[str, ...] = ()
+    dtype: str = "float32"
+    sharding: jax.sharding.NamedSharding | None = None
+
+    def shard(self, batch: Array) -> Array:
+        """Spreads an array whose first axis is the batch's over the mesh, if there is one."""
+        return batch if self.sharding is None else jax.lax.with_sharding_constraint(batch, self.sharding)
+
+    def require_quarters(self, method: str) -> None:
+        """Raises ValueError if a generator that upsamples twice cannot make this task's images."""
+        height, width, _ = self.image_shape
+        if height % 4 or width % 4:
+            raise ValueError(f"image size {height}×{width}: the generator of {method} needs sides divisible by 4")
+
+
+class Synthesizer(Protocol):
+    """A data-free method. Hashable, so it can be static under `jit`; its state is one pytree.
+
+    Attributes:
+        config: the method's settings.
+        task: see `Task`.
+        fresh: whether every student update has a batch of its own, else a cycle's updates share one.
+        student_norm: whose statistics the student that `update` gets normalizes by, as the method was published.
+    """
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    @property
+    def student_norm(self) -> Norm: ...
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """The state before the first update."""
+        ...
+
+    def update(
+        self, key: PRNGKeyArray, state: Any, teacher: Network, student: Student, screen: Screen
+    ) -> tuple[Any, Metrics]:
+        """One step of synthesis: `config.updates` of them make a cycle.
+
+        The same function for every step, first and last of a batch's optimization included, so that whoever calls it
+        is free to scan it or to dispatch it step by step.
+        """
+        ...
+
+    def sample(self, key: PRNGKeyArray, state: Any, count: int) -> Float[Array, "count height width channels"]:
+        """`count` images in the units of [0, 1] for the student."""
+        ...
+
+
+def check(config: Any, positive: tuple[str, ...] = (), nonnegative: tuple[str, ...] = ()) -> None:
+    """Raises ValueError, naming the option, if a setting is outside its bounds."""
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers above 0")
+    for name in nonnegative:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers from 0")
+
+
+def batch_moments(forward: Forward) -> tuple[Moments, ...]:
+    """Mean and variance of what entered each batch normalization."""
+    return tuple((tap.mean, tap.variance) for tap in forward.batch_norm)
+
+
+def stored_moments(network: Network) -> tuple[Moments, ...]:
+    """Running mean and variance of each batch normalization, in forward order.
+
+    Raises:
+        ValueError: the network has none.
+    """
+    names = network.module.batch_norms
+    if not names:
+        raise ValueError("this method reads the teacher's batch normalization, and this teacher has none")
+    stats = flatten_dict(network.variables["batch_stats"], sep="/")
+    return tuple((stats[f"{name}/mean"], stats[f"{name}/var"]) for name in names)
+
+
+def confidence(logits: Float[Array, "batch classes"]) -> Float[Array, ""]:
+    """Mean of the largest softmax."""
+    return jnp.max(jax.nn.softmax(logits), axis=-1).mean()
+
+
+def screened(metrics: Metrics, screening: Any) -> Metrics:
+    """Metrics with those of a screening, all under `generator/`."""
+    named = {**metrics, "penalty": screening.penalty, **screening.metrics}
+    return {f"generator/{name}": value for name, value in named.items()}
