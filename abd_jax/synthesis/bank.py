@@ -87,9 +87,7 @@ def write(
     return buffer.at[slots].set(jnp.where(when, batch, buffer[slots])), after
 
 
-def add(
-    bank: Bank, images: Float[Array, "batch height width channels"], when: bool | Bool[Array, ""] = True
-) -> Bank:
+def add(bank: Bank, images: Float[Array, "batch height width channels"], when: bool | Bool[Array, ""] = True) -> Bank:
     """Writes images, clipped to [0, 1] and rounded to uint8, over the oldest if `when`; see `write`."""
     pixels = jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
     return Bank(*write(bank.images, bank.written, pixels, when))

@@ -29,6 +29,7 @@ class Task:
         num_classes: size of the logits.
         batch: images per student batch.
         cycles: rounds of the whole run, for schedules.
+        channels: of each of the teacher's batch normalizations, in forward order.
         classes: class names in label order, for methods that read them; may be empty.
         dtype: compute dtype of generators.
         sharding: of a batch over a mesh's devices; None on one device.
@@ -40,19 +41,40 @@ class Task:
     num_classes: int
     batch: int
     cycles: int
+    channels: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     dtype: str = "float32"
     sharding: jax.sharding.NamedSharding | None = None
+
+    @classmethod
+    def of(cls, teacher: Network, **options: Any) -> Task:
+        """The task that a teacher sets: its shapes and normalization, with the other fields as options."""
+        return cls(
+            image_shape=teacher.input_shape,
+            mean=teacher.mean,
+            std=teacher.std,
+            num_classes=teacher.module.num_classes,
+            channels=tuple(mean.shape[0] for mean, _ in stored_moments(teacher)),
+            **options,
+        )
 
     def shard(self, batch: Array) -> Array:
         """Spreads an array whose first axis is the batch's over the mesh, if there is one."""
         return batch if self.sharding is None else jax.lax.with_sharding_constraint(batch, self.sharding)
 
-    def require_quarters(self, method: str) -> None:
-        """Raises ValueError if a generator that upsamples twice cannot make this task's images."""
+    def require(self, method: str, *, quarters: bool = False, batch_norm: bool = False) -> None:
+        """Raises ValueError if the method cannot do this task.
+
+        Args:
+            method: its name.
+            quarters: whether its generator upsamples twice.
+            batch_norm: whether it reads the teacher's batch normalizations.
+        """
         height, width, _ = self.image_shape
-        if height % 4 or width % 4:
+        if quarters and (height % 4 or width % 4):
             raise ValueError(f"image size {height}×{width}: the generator of {method} needs sides divisible by 4")
+        if batch_norm and not self.channels:
+            raise ValueError(f"method {method} reads the teacher's batch normalization, and this teacher has none")
 
 
 class Synthesizer(Protocol):
@@ -112,16 +134,14 @@ def batch_moments(forward: Forward) -> tuple[Moments, ...]:
 
 
 def stored_moments(network: Network) -> tuple[Moments, ...]:
-    """Running mean and variance of each batch normalization, in forward order.
+    """Running mean and variance of each batch normalization, in forward order."""
+    stats = flatten_dict(network.variables.get("batch_stats", {}), sep="/")
+    return tuple((stats[f"{name}/mean"], stats[f"{name}/var"]) for name in network.module.batch_norms)
 
-    Raises:
-        ValueError: the network has none.
-    """
-    names = network.module.batch_norms
-    if not names:
-        raise ValueError("this method reads the teacher's batch normalization, and this teacher has none")
-    stats = flatten_dict(network.variables["batch_stats"], sep="/")
-    return tuple((stats[f"{name}/mean"], stats[f"{name}/var"]) for name in names)
+
+def no_moments(channels: tuple[int, ...]) -> tuple[Moments, ...]:
+    """Zeros in the shapes of a network's moments."""
+    return tuple((jnp.zeros(count), jnp.zeros(count)) for count in channels)
 
 
 def confidence(logits: Float[Array, "batch classes"]) -> Float[Array, ""]:

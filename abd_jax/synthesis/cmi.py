@@ -186,30 +186,25 @@ def contrast(
 
 @dataclasses.dataclass(frozen=True)
 class CMI:
-    """The synthesizer: three pure functions, bound to their settings; see `base.Synthesizer`.
-
-    Attributes:
-        width: features of an image: the channels of all the teacher's batch normalizations.
-    """
+    """The synthesizer: three pure functions, bound to their settings; see `base.Synthesizer`."""
 
     config: CMIConfig
     task: Task
-    width: int
     fresh: bool = True
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require_quarters("cmi")
+        self.task.require("cmi", quarters=True, batch_norm=True)
 
     def init(self, key: PRNGKeyArray) -> CMIState:
         """Empty banks, a fresh head, and an episode that has not begun."""
         config = self.config
         bank_key, head_key, generator_key = jax.random.split(key, 3)
-        head = jax.jit(Head(config.head).init)(head_key, jnp.zeros((1, self.width)))["params"]
+        head = jax.jit(Head(config.head).init)(head_key, jnp.zeros((1, self._width)))["params"]
         variables = jax.jit(self._fresh)(generator_key)
         return CMIState(
             bank=banks.empty(bank_key, config.bank, self.task.image_shape),
-            memory=jnp.zeros((config.memory, 2, self.width)),
+            memory=jnp.zeros((config.memory, 2, self._width)),
             remembered=jnp.zeros((), jnp.int32),
             head=(head, self._head_optimizer.init(head)),
             position=jnp.zeros((), jnp.int32),
@@ -284,8 +279,13 @@ class CMI:
 
     def _no_best(self) -> Best:
         batch = self.config.batch
-        images, features = jnp.zeros((batch, *self.task.image_shape)), jnp.zeros((batch, 2, self.width))
+        images, features = jnp.zeros((batch, *self.task.image_shape)), jnp.zeros((batch, 2, self._width))
         return Best.none(images=images, features=features)
+
+    @property
+    def _width(self) -> int:
+        """Features of an image."""
+        return sum(self.task.channels)
 
     @property
     def _generator(self) -> Generator:

@@ -97,6 +97,9 @@ class DeepInversion:
     fresh: bool = True
     student_norm: Norm = "running"
 
+    def __post_init__(self) -> None:
+        self.task.require("deep_inversion", batch_norm=True)
+
     def init(self, key: PRNGKeyArray) -> DeepInversionState:
         """An empty bank, and an episode that has not begun."""
         shape = (self.config.batch, *self.task.image_shape)
