@@ -108,7 +108,7 @@ def agreed_divergence(
 ) -> Float[Array, " batch"]:
     """KL(T ‖ S) per image where S and T decide alike, else 0: what adversarial inversion maximizes (CMI, 2021)."""
     agree = jnp.argmax(teacher_logits, -1) == jnp.argmax(student_logits, -1)
-    return agree * kl_divergence(teacher_logits, student_logits)
+    return jnp.where(agree, kl_divergence(teacher_logits, student_logits), 0.0)
 
 
 def contrastive(

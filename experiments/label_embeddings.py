@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
-from scipy.special import erf, softmax
+from scipy.special import erf, softmax  # type: ignore[import-untyped]
 
 LAYERS, HEADS, EPSILON = 6, 12, 1e-12
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -38,7 +38,7 @@ flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard
 motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
 porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
 streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm""".split()
+willow_tree wolf woman worm""".split()  # noqa: SIM905
 
 
 def prompts() -> dict[str, str]:

@@ -15,8 +15,8 @@ class Generator(nn.Module):
     """Latent vector → image: linear to a quarter of the size, twice (upsample, 3×3, BN, leaky ReLU), 3×3, BN.
 
     With `output="standardized"` a final batch normalization makes the output what a teacher's input is; `mean` and
-    `std` carry it back to pixels, so that images are in the units of [0, 1] but may leave it. With `"sigmoid"` a sigmoid
-    takes its place and images lie in [0, 1] (the generator of DFAD, CMI and Fast-DFKD, 2019–2022). Statistics are
+    `std` carry it back to pixels, so that images are in the units of [0, 1] but may leave it. With `"sigmoid"` a
+    sigmoid takes its place and images lie in [0, 1] (the generator of CMI and Fast-DFKD, 2021–2022). Statistics are
     always the batch's.
 
     Attributes:

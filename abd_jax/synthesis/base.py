@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax.losses import Moments
 from abd_jax.models import Forward, Network, Norm
@@ -77,6 +78,7 @@ class Task:
             raise ValueError(f"method {method} reads the teacher's batch normalization, and this teacher has none")
 
 
+@runtime_checkable
 class Synthesizer(Protocol):
     """A data-free method. Hashable, so it can be static under `jit`; its state is one pytree.
 
@@ -126,6 +128,12 @@ def check(config: Any, positive: tuple[str, ...] = (), nonnegative: tuple[str, .
     for name in nonnegative:
         if not getattr(config, name) >= 0:
             raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers from 0")
+
+
+def apply(module: nn.Module, params: PyTree, inputs: Array) -> Array:
+    """A module's output with the given parameters."""
+    outputs: Array = module.apply({"params": params}, inputs)  # type: ignore[assignment]
+    return outputs
 
 
 def batch_moments(forward: Forward) -> tuple[Moments, ...]:

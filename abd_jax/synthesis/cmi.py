@@ -22,7 +22,7 @@ from abd_jax.models import Forward, Generator, Leaf, Network, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, check
+from abd_jax.synthesis.base import Metrics, Student, Task, apply, check
 from abd_jax.synthesis.inversion import Best, either, inversion_loss
 
 
@@ -175,7 +175,7 @@ def contrast(
     The mean over the batch plus the mean over the negatives that are there, which train the head alone. The global
     views' projections are constants, as in the published code.
     """
-    project = lambda features: Head(config.head).apply({"params": head}, features)  # noqa: E731
+    project = lambda features: apply(Head(config.head), head, features)  # noqa: E731
     queries = project(jnp.concatenate([local, negatives[:, 0]]))
     keys = jax.lax.stop_gradient(project(jnp.concatenate([whole, negatives[:, 1]])))
     present = jnp.concatenate([jnp.ones(local.shape[0], bool), present])
@@ -234,7 +234,7 @@ class CMI:
 
         def loss(trained):
             variables, head = trained
-            images = self._generator.apply({"params": variables["generator"]}, self.task.shard(variables["latent"]))
+            images = apply(self._generator, variables["generator"], self.task.shard(variables["latent"]))
             view = crop_and_flip(crop, images, pad=config.crop, flip=config.flip)
             value, (forward, metrics) = inversion_loss(config, view, labels, teacher, student, screen)
             whole = instance_means(forward)

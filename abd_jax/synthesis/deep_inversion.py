@@ -133,7 +133,7 @@ class DeepInversion:
 
         def loss(pixels):
             shifts = jax.random.randint(roll, (2,), -config.jitter, config.jitter + 1)
-            moved = jnp.roll(pixels, (shifts[0], shifts[1]), axis=(1, 2))
+            moved = jnp.roll(pixels, shifts, axis=(1, 2))
             if config.flip:
                 moved = jnp.where(jax.random.bernoulli(mirror), moved[:, :, ::-1], moved)
             value, (_, metrics) = inversion_loss(

@@ -19,7 +19,7 @@ from abd_jax.models import Generator, Leaf, Network, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Metrics, Student, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 REPTILE_FACTOR = 67.0
@@ -158,7 +158,7 @@ class Fast:
         opposed = (state.episode >= config.warm_up).astype(jnp.float32)
 
         def loss(variables):
-            images = self._generator.apply({"params": variables["generator"]}, self.task.shard(variables["latent"]))
+            images = apply(self._generator, variables["generator"], self.task.shard(variables["latent"]))
             value, (forward, metrics) = inversion_loss(
                 config,
                 images,
@@ -232,11 +232,9 @@ class Fast:
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        rates = {"generator": self.config.learning_rate, "latent": self.config.latent_learning_rate}
-        return optax.partition(
-            {name: optax.adam(rate, b1=0.5) for name, rate in rates.items()},
-            lambda variables: {name: jax.tree.map(lambda _: name, tree) for name, tree in variables.items()},
-        )
+        own = optax.adam(self.config.learning_rate, b1=0.5)
+        latent = optax.adam(self.config.latent_learning_rate, b1=0.5)
+        return optax.partition({"generator": own, "latent": latent}, {"generator": "generator", "latent": "latent"})
 
     @property
     def _meta_optimizer(self) -> optax.GradientTransformation:

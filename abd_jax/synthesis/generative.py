@@ -18,6 +18,7 @@ from abd_jax.synthesis.base import (
     Metrics,
     Student,
     Task,
+    apply,
     batch_moments,
     check,
     confidence,
@@ -158,8 +159,7 @@ class Generative:
 
     def _generate(self, params: PyTree, key: PRNGKeyArray, count: int) -> Array:
         latent = self.task.shard(jax.random.normal(key, (count, self.config.latent)))
-        images: Array = self._generator.apply({"params": params}, latent)  # type: ignore[assignment]
-        return images
+        return apply(self._generator, params, latent)
 
     @property
     def _generator(self) -> Generator:

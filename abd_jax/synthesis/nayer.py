@@ -20,7 +20,7 @@ from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis import label_embeddings
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Metrics, Student, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 
@@ -177,8 +177,7 @@ class NAYER:
         """Each block of classes goes through a noisy layer of its own, then all images through the decoder."""
         mixed = jnp.einsum("ce,ben->bcn", self._embeddings, variables["noisy"])
         latent = mixed.reshape(-1, self.config.noise)[: self.config.batch]
-        images: Array = self._generator.apply({"params": variables["decoder"]}, self.task.shard(latent))  # type: ignore[assignment]
-        return images
+        return apply(self._generator, variables["decoder"], self.task.shard(latent))
 
     def _draw(self, key: PRNGKeyArray) -> PyTree:
         noisy, decoder = jax.random.split(key)

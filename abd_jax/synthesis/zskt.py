@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from abd_jax import losses
 from abd_jax.models import Generator, Network, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Student, Task, check
+from abd_jax.synthesis.base import Student, Task, apply, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,7 @@ class ZSKT:
 
     def _generate(self, params: PyTree, key: PRNGKeyArray, count: int) -> Array:
         latent = self.task.shard(jax.random.normal(key, (count, self.config.latent)))
-        images: Array = self._generator.apply({"params": params}, latent)  # type: ignore[assignment]
-        return images
+        return apply(self._generator, params, latent)
 
     @property
     def _generator(self) -> Generator:
