@@ -224,7 +224,7 @@ def test_jensen_shannon_lies_between_zero_and_log_two():
 def test_batch_norm_distance_against_numpy():
     own = [(normal(13, 4), normal(14, 4)), (normal(15, 7), normal(16, 7))]
     stored = [(normal(17, 4), normal(18, 4)), (normal(19, 7), normal(20, 7))]
-    expected = sum(np.linalg.norm(np.float64(a) - b) for x, y in zip(own, stored, strict=True) for a, b in zip(x, y))
+    expected = sum(np.linalg.norm(np.float64(a) - b) for x, y in zip(own, stored) for a, b in zip(x, y))  # noqa: B905
     result = losses.batch_norm_distance(*jax.tree.map(jnp.asarray, (own, stored)))
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 

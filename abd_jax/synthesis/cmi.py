@@ -88,7 +88,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "items inputs"]) -> Float[Array, "items features"]:
-        h = nn.Dense(self.features)(nn.relu(nn.Dense(x.shape[-1])(x)))
+        h = nn.relu(nn.Dense(x.shape[-1])(x))
+        h = nn.Dense(self.features)(h)
         return h * jax.lax.rsqrt(jnp.sum(jnp.square(h), axis=-1, keepdims=True) + 1e-12)
 
 

@@ -121,4 +121,3 @@ def test_a_teacher_without_batch_normalization_is_refused():
 def test_impossible_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"synthesis.{name} {value}: allowed"):
         DeepInversionConfig(**{name: value})
-
