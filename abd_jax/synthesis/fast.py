@@ -70,8 +70,6 @@ class FastConfig:
         )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"synthesis.momentum {self.momentum}: allowed is [0, 1)")
-        if self.meta not in ("fomaml", "reptile"):
-            raise ValueError(f"synthesis.meta {self.meta!r}: allowed are fomaml, reptile")
 
 
 @struct.dataclass

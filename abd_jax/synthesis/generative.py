@@ -62,8 +62,6 @@ class GenerativeConfig:
         check(self, ("latent", "features", "updates", "learning_rate"), weights)
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"synthesis: at least one of {', '.join(weights)} must be above 0")
-        if self.divergence not in ("kl", "l1"):
-            raise ValueError(f"synthesis.divergence {self.divergence!r}: allowed are kl, l1")
 
 
 def objective(

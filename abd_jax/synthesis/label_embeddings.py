@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from abd_jax.models.layers import BATCH_NORM_EPSILON
+
 DIMENSION = 384
 _FILE = Path(__file__).with_name("label_embeddings.npz")
 
@@ -36,7 +38,7 @@ def orthogonal(count: int) -> Float[np.ndarray, "count embedding"]:
 
 @functools.cache
 def table(kind: str, classes: tuple[str, ...], count: int) -> Float[np.ndarray, "count embedding"]:
-    """An embedding per class, each feature with mean 0 and variance 1 over the classes.
+    """An embedding per class, each feature standardized over the classes as batch normalization does.
 
     Args:
         kind: `text`, `orthogonal`, or `auto`: text where all classes have one.
@@ -53,4 +55,4 @@ def table(kind: str, classes: tuple[str, ...], count: int) -> Float[np.ndarray, 
             f"synthesis.embedding 'text': no embedding for {', '.join(missing[:5])}; allowed are auto, orthogonal"
         )
     rows = orthogonal(count) if kind == "orthogonal" or missing else np.stack([known()[name] for name in names])
-    return ((rows - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0) + 1e-12)).astype(np.float32)
+    return ((rows - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0) + BATCH_NORM_EPSILON)).astype(np.float32)

@@ -65,8 +65,6 @@ class NAYERConfig:
         )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"synthesis.momentum {self.momentum}: allowed is [0, 1)")
-        if self.embedding not in ("auto", "text", "orthogonal"):
-            raise ValueError(f"synthesis.embedding {self.embedding!r}: allowed are auto, orthogonal, text")
 
 
 @struct.dataclass

@@ -123,7 +123,6 @@ def test_only_a_method_that_reads_batch_normalization_needs_it():
     [
         (DAFLConfig, "latent", 0),
         (DFQConfig, "balance", -1.0),
-        (DFADConfig, "divergence", "l2"),
         (DFQConfig, "updates", 0),
     ],
 )
