@@ -16,7 +16,8 @@ from abd_jax.losses import Moments
 from abd_jax.models import Forward, Network, Norm
 from abd_jax.screening import Screen
 
-Student = Callable[[Array], Forward]
+Classifier = Callable[[Array], Forward]
+"""A network, or one behind whatever a defense puts in front of it."""
 Metrics = dict[str, Array]
 
 
@@ -50,12 +51,13 @@ class Task:
     @classmethod
     def of(cls, teacher: Network, **options: Any) -> Task:
         """The task that a teacher sets: its shapes and normalization, with the other fields as options."""
+        stats = flatten_dict(teacher.variables.get("batch_stats", {}), sep="/")
         return cls(
             image_shape=teacher.input_shape,
             mean=teacher.mean,
             std=teacher.std,
             num_classes=teacher.module.num_classes,
-            channels=tuple(mean.shape[0] for mean, _ in stored_moments(teacher)),
+            channels=tuple(stats[f"{name}/mean"].shape[0] for name in teacher.module.batch_norms),
             **options,
         )
 
@@ -106,7 +108,7 @@ class Synthesizer(Protocol):
         ...
 
     def update(
-        self, key: PRNGKeyArray, state: Any, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: Any, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[Any, Metrics]:
         """One step of synthesis: `config.updates` of them make a cycle.
 
@@ -141,10 +143,13 @@ def batch_moments(forward: Forward) -> tuple[Moments, ...]:
     return tuple((tap.mean, tap.variance) for tap in forward.batch_norm)
 
 
-def stored_moments(network: Network) -> tuple[Moments, ...]:
-    """Running mean and variance of each batch normalization, in forward order."""
-    stats = flatten_dict(network.variables.get("batch_stats", {}), sep="/")
-    return tuple((stats[f"{name}/mean"], stats[f"{name}/var"]) for name in network.module.batch_norms)
+def running_moments(forward: Forward) -> tuple[Moments, ...]:
+    """Stored mean and variance of each batch normalization that has them."""
+    return tuple(
+        (tap.running_mean, tap.running_variance)
+        for tap in forward.batch_norm
+        if tap.running_mean is not None and tap.running_variance is not None
+    )
 
 
 def no_moments(channels: tuple[int, ...]) -> tuple[Moments, ...]:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
 from abd_jax.data.augment import crop_and_flip
-from abd_jax.models import Forward, Generator, Leaf, Network, Norm
+from abd_jax.models import Forward, Generator, Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, apply, check
+from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, check
 from abd_jax.synthesis.inversion import Best, either, inversion_loss
 
 
@@ -216,7 +216,7 @@ class CMI:
         )
 
     def update(
-        self, key: PRNGKeyArray, state: CMIState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: CMIState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[CMIState, Metrics]:
         """One update of generator, latent vectors and head: `inversion_loss` of the global view + contrastive loss."""
         config = self.config

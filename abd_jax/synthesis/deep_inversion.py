@@ -15,11 +15,11 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from abd_jax import losses
-from abd_jax.models import Leaf, Network, Norm
+from abd_jax.models import Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, check
+from abd_jax.synthesis.base import Classifier, Metrics, Task, check
 from abd_jax.synthesis.inversion import Best, either, inversion_loss
 
 
@@ -114,7 +114,7 @@ class DeepInversion:
         )
 
     def update(
-        self, key: PRNGKeyArray, state: DeepInversionState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: DeepInversionState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[DeepInversionState, Metrics]:
         """One pixel update, minimizing `inversion_loss` (D = JS) + total variation + L2 on rolled, mirrored images."""
         config = self.config

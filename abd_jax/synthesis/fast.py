@@ -15,11 +15,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from abd_jax.models import Generator, Leaf, Network, Norm
+from abd_jax.models import Generator, Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, apply, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 REPTILE_FACTOR = 67.0
@@ -134,7 +134,7 @@ class Fast:
         )
 
     def update(
-        self, key: PRNGKeyArray, state: FastState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: FastState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[FastState, Metrics]:
         """One adaptation step of copy and latent vectors on `inversion_loss`; the last also moves the meta-generator.
 

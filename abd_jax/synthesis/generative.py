@@ -12,18 +12,18 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Forward, Generator, Network, Norm
+from abd_jax.models import Forward, Generator, Norm
 from abd_jax.screening import Screen, Screening
 from abd_jax.synthesis.base import (
+    Classifier,
     Metrics,
-    Student,
     Task,
     apply,
     batch_moments,
     check,
     confidence,
+    running_moments,
     screened,
-    stored_moments,
 )
 
 
@@ -66,7 +66,6 @@ class GenerativeConfig:
 
 def objective(
     weights: GenerativeConfig,
-    teacher: Network,
     forward: Forward,
     student_logits: Float[Array, "batch classes"] | None,
     screening: Screening,
@@ -91,7 +90,7 @@ def objective(
         terms["imbalance"] = losses.class_imbalance(logits)
         loss += weights.balance * terms["imbalance"]
     if weights.batch_norm:
-        terms["batch_norm"] = losses.batch_norm_distance(batch_moments(forward), stored_moments(teacher))
+        terms["batch_norm"] = losses.batch_norm_distance(batch_moments(forward), running_moments(forward))
         loss += weights.batch_norm * terms["batch_norm"]
     if weights.adversarial:
         if student_logits is None:
@@ -133,7 +132,7 @@ class Generative:
         return GenerativeState(params, self._optimizer.init(params))
 
     def update(
-        self, key: PRNGKeyArray, state: GenerativeState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: GenerativeState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[GenerativeState, Metrics]:
         """One generator update on a batch drawn with `key`, minimizing `objective`."""
 
@@ -142,7 +141,7 @@ class Generative:
             forward = teacher(images)
             screening = screen(images, forward)
             logits = student(images).logits if self.config.adversarial else None
-            value, metrics = objective(self.config, teacher, forward, logits, screening)
+            value, metrics = objective(self.config, forward, logits, screening)
             return value, screened(metrics, screening)
 
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from abd_jax import losses
 from abd_jax.losses import Moments
-from abd_jax.models import Forward, Leaf, Network
+from abd_jax.models import Forward, Leaf
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Metrics, Student, batch_moments, confidence, screened, stored_moments
+from abd_jax.synthesis.base import Classifier, Metrics, batch_moments, confidence, running_moments, screened
 
 Opposition = Callable[[Array, Array], Array]
 """(the teacher's logits, the student's) → what adversarial inversion maximizes, per image."""
@@ -72,8 +72,8 @@ def inversion_loss(
     weights: Any,
     images: Float[Array, "batch height width channels"],
     labels: Int[Array, " batch"],
-    teacher: Network,
-    student: Student,
+    teacher: Classifier,
+    student: Classifier,
     screen: Screen,
     *,
     opposition: Opposition = losses.agreed_divergence,
@@ -97,7 +97,7 @@ def inversion_loss(
     """
     forward = teacher(images)
     screening = screen(images, forward)
-    distance = losses.batch_norm_distance(mixed(batch_moments(forward)), stored_moments(teacher))
+    distance = losses.batch_norm_distance(mixed(batch_moments(forward)), running_moments(forward))
     one_hot = losses.weighted_mean(losses.cross_entropy(forward.logits, labels), screening.weights)
     loss = weights.batch_norm * distance + weights.one_hot * one_hot + screening.penalty
     metrics = {"batch_norm": distance, "one_hot": one_hot, "confidence": confidence(forward.logits)}

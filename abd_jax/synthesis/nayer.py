@@ -15,12 +15,12 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from abd_jax.models import Generator, Leaf, Network, Norm
+from abd_jax.models import Generator, Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis import label_embeddings
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Metrics, Student, Task, apply, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 
@@ -118,7 +118,7 @@ class NAYER:
         )
 
     def update(
-        self, key: PRNGKeyArray, state: NAYERState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: NAYERState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[NAYERState, Metrics]:
         """One update of noisy layers and decoder on `inversion_loss`.
 

@@ -18,9 +18,9 @@ from flax import struct
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from abd_jax.models import Leaf, Network, Norm
+from abd_jax.models import Leaf, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Metrics, Student, Task, check
+from abd_jax.synthesis.base import Classifier, Metrics, Task, check
 
 SAMPLES = ("china", "flower")
 _LUMA = (0.299, 0.587, 0.114)
@@ -198,7 +198,7 @@ class OOD:
         return OODState(jnp.asarray(photograph(self.config.image)))
 
     def update(
-        self, key: PRNGKeyArray, state: OODState, teacher: Network, student: Student, screen: Screen
+        self, key: PRNGKeyArray, state: OODState, teacher: Classifier, student: Classifier, screen: Screen
     ) -> tuple[OODState, Metrics]:
         """Nothing to do."""
         del key, teacher, student, screen

@@ -14,9 +14,9 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Generator, Network, Norm
+from abd_jax.models import Generator, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Student, Task, apply, check
+from abd_jax.synthesis.base import Classifier, Task, apply, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ class ZSKT:
         self,
         key: PRNGKeyArray,
         state: ZSKTState,
-        teacher: Network,
-        student: Student,
+        teacher: Classifier,
+        student: Classifier,
         screen: Screen,
     ) -> tuple[ZSKTState, dict[str, Array]]:
         """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + penalty` on a batch drawn with `key`.
