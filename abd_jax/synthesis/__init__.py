@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from abd_jax.synthesis.base import Synthesizer, Task
+from abd_jax.synthesis.base import SynthesisConfig, Synthesizer, Task
 from abd_jax.synthesis.cmi import CMI, CMIConfig
 from abd_jax.synthesis.dafl import DAFL, DAFLConfig
 from abd_jax.synthesis.deep_inversion import DeepInversion, DeepInversionConfig
@@ -17,13 +17,13 @@ from abd_jax.synthesis.nayer import NAYER, NAYERConfig
 from abd_jax.synthesis.ood import OOD, OODConfig
 from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 
-__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "method_of"]
+__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "lookup", "method_of"]
 
 
 class Method(NamedTuple):
     """A method: its settings' class, and what binds settings to a task."""
 
-    config: type
+    config: type[SynthesisConfig]
     bind: Callable[[Any, Task], Synthesizer]
 
 
@@ -40,26 +40,13 @@ METHODS: dict[str, Method] = {
 }
 """Name → method."""
 
-SynthesisConfig = (
-    ZSKTConfig
-    | DeepInversionConfig
-    | CMIConfig
-    | OODConfig
-    | DAFLConfig
-    | DFQConfig
-    | DFADConfig
-    | FastConfig
-    | NAYERConfig
-)
-"""Settings of any method; their class says which."""
 
-
-def method_of(config: Any) -> str:
+def method_of(config: SynthesisConfig) -> str:
     """The name of the method that settings belong to."""
     return next(name for name, method in METHODS.items() if type(config) is method.config)
 
 
-def create(config: Any, task: Task) -> Synthesizer:
+def create(config: SynthesisConfig, task: Task) -> Synthesizer:
     """A method's settings bound to a task.
 
     Raises:

@@ -22,6 +22,17 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """Settings of a method; each has its own subclass, which says which method it is.
+
+    Attributes:
+        updates: updates per cycle.
+    """
+
+    updates: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """What a synthesizer is bound to besides its settings.
 
@@ -92,7 +103,7 @@ class Synthesizer(Protocol):
     """
 
     @property
-    def config(self) -> Any: ...
+    def config(self) -> SynthesisConfig: ...
 
     @property
     def task(self) -> Task: ...

@@ -22,12 +22,12 @@ from abd_jax.models import Forward, Generator, Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, check
+from abd_jax.synthesis.base import Classifier, Metrics, SynthesisConfig, Task, apply, check
 from abd_jax.synthesis.inversion import Best, either, inversion_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class CMIConfig:
+class CMIConfig(SynthesisConfig):
     """Settings; the defaults are the published ones for CIFAR-10.
 
     Attributes:

@@ -19,12 +19,12 @@ from abd_jax.models import Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Classifier, Metrics, Task, check
+from abd_jax.synthesis.base import Classifier, Metrics, SynthesisConfig, Task, check
 from abd_jax.synthesis.inversion import Best, either, inversion_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepInversionConfig:
+class DeepInversionConfig(SynthesisConfig):
     """Settings; the defaults are those of the authors' CIFAR-10 recipe for better images, with ABD's Adam.
 
     Attributes:

@@ -19,7 +19,7 @@ from abd_jax.models import Generator, Leaf, Norm
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Classifier, Metrics, SynthesisConfig, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 REPTILE_FACTOR = 67.0
@@ -27,7 +27,7 @@ REPTILE_FACTOR = 67.0
 
 
 @dataclasses.dataclass(frozen=True)
-class FastConfig:
+class FastConfig(SynthesisConfig):
     """Settings; the defaults are the published ones for 5 steps and WRN-40-2.
 
     Published besides: 2 steps with learning rates 0.005 and 0.015; 10 steps with 0.002 and 0.01.

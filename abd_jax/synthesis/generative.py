@@ -17,6 +17,7 @@ from abd_jax.screening import Screen, Screening
 from abd_jax.synthesis.base import (
     Classifier,
     Metrics,
+    SynthesisConfig,
     Task,
     apply,
     batch_moments,
@@ -28,7 +29,7 @@ from abd_jax.synthesis.base import (
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerativeConfig:
+class GenerativeConfig(SynthesisConfig):
     """Settings of a generator and the weights of `objective`'s terms; a term of weight 0 is not computed.
 
     Each method is a subclass with its own defaults.

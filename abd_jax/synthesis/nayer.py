@@ -20,12 +20,12 @@ from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis import label_embeddings
 from abd_jax.synthesis.bank import Bank, BankConfig
-from abd_jax.synthesis.base import Classifier, Metrics, Task, apply, batch_moments, check, no_moments
+from abd_jax.synthesis.base import Classifier, Metrics, SynthesisConfig, Task, apply, batch_moments, check, no_moments
 from abd_jax.synthesis.inversion import Best, average_moments, either, inversion_loss, select
 
 
 @dataclasses.dataclass(frozen=True)
-class NAYERConfig:
+class NAYERConfig(SynthesisConfig):
     """Settings; the defaults are the published ones for CIFAR-10.
 
     Attributes:

@@ -20,14 +20,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from abd_jax.models import Leaf, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Classifier, Metrics, Task, check
+from abd_jax.synthesis.base import Classifier, Metrics, SynthesisConfig, Task, check
 
 SAMPLES = ("china", "flower")
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclasses.dataclass(frozen=True)
-class OODConfig:
+class OODConfig(SynthesisConfig):
     """Settings; CutMix's are published, the others are ours after the published recipe.
 
     Attributes:

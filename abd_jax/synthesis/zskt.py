@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from abd_jax import losses
 from abd_jax.models import Generator, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Classifier, Task, apply, check
+from abd_jax.synthesis.base import Classifier, SynthesisConfig, Task, apply, check
 
 
 @dataclasses.dataclass(frozen=True)
-class ZSKTConfig:
+class ZSKTConfig(SynthesisConfig):
     """Settings of the generator.
 
     Attributes:
