@@ -216,7 +216,11 @@ class BatchNorm(nn.Module):
         image_mean = wide.mean(axis=tuple(range(1, x.ndim - 1)))
         mean = image_mean.mean(axis=0)
         variance = jnp.mean(jnp.square(wide - mean), axis=tuple(range(x.ndim - 1)))
-        used_mean, used_variance = (mean, variance) if norm == "batch" else (running_mean, running_variance)
+        used_mean, used_variance = mean, variance
+        if norm == "running":
+            if running_mean is None or running_variance is None:
+                raise ValueError('norm "running": this batch normalization keeps no statistics')
+            used_mean, used_variance = running_mean, running_variance
         factor = scale * lax.rsqrt(used_variance + BATCH_NORM_EPSILON)
         y = wide * factor + (bias - used_mean * factor)
         return y.astype(x.dtype), BatchNormTap(mean, variance, image_mean, running_mean, running_variance)

@@ -138,6 +138,11 @@ def check(config: Any, positive: tuple[str, ...] = (), nonnegative: tuple[str, .
     for name in positive:
         if not getattr(config, name) > 0:
             raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers above 0")
+    bank = getattr(config, "bank", None)
+    if bank is not None and bank.capacity < config.batch:
+        raise ValueError(
+            f"synthesis.bank.capacity {bank.capacity}: allowed are whole numbers from the batch's {config.batch}"
+        )
     for name in nonnegative:
         if not getattr(config, name) >= 0:
             raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers from 0")
