@@ -83,7 +83,7 @@ class FastState:
         episode: finished episodes.
         position: updates done in this one.
         variables: the adapted copy and the latent vectors.
-        optimizer: theirs.
+        optimizer: an Adam for each.
         gradient: sum of the copy's gradients so far.
         labels: classes of the batch.
         best: images of the lowest loss so far.
@@ -96,7 +96,7 @@ class FastState:
     episode: Leaf
     position: Leaf
     variables: PyTree
-    optimizer: optax.OptState
+    optimizer: PyTree
     gradient: PyTree
     labels: Leaf
     best: Best
@@ -127,7 +127,7 @@ class Fast:
             episode=jnp.zeros((), jnp.int32),
             position=jnp.zeros((), jnp.int32),
             variables=variables,
-            optimizer=self._optimizer.init(variables),
+            optimizer=self._begin(variables),
             gradient=jax.tree.map(jnp.zeros_like, meta),
             labels=jnp.zeros(self.config.batch, jnp.int32),
             best=self._no_best(),
@@ -147,7 +147,7 @@ class Fast:
             labels = jax.random.randint(classes, (config.batch,), 0, self.task.num_classes, jnp.int32)
             variables = {"generator": state.meta, "latent": jax.random.normal(latent, self._latent_shape)}
             zeros = jax.tree.map(jnp.zeros_like, state.meta)
-            return variables, self._optimizer.init(variables), zeros, jnp.sort(labels), self._no_best()
+            return variables, self._begin(variables), zeros, jnp.sort(labels), self._no_best()
 
         variables, optimizer, total, labels, best = either(
             state.position == 0, begin, (state.variables, state.optimizer, state.gradient, state.labels, state.best)
@@ -172,8 +172,7 @@ class Fast:
         (value, (images, moments, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(variables)
         best = best.or_better(value, images=images)
         total = jax.tree.map(jnp.add, total, gradient["generator"])
-        updates, optimizer = self._optimizer.update(gradient, optimizer)
-        variables = optax.apply_updates(variables, updates)
+        variables, optimizer = self._adapt(gradient, optimizer, variables)
         last = state.position == config.updates - 1
         meta, meta_optimizer = self._learn(state, total, variables["generator"])
         meta = self._with_new_first_layer(jax.random.fold_in(key, 1), meta, state.episode)
@@ -197,6 +196,15 @@ class Fast:
     def sample(self, key: PRNGKeyArray, state: FastState, count: int) -> Float[Array, "count height width channels"]:
         """`count` images of the bank, augmented."""
         return self.task.shard(banks.sample(key, state.bank, count, self.config.bank))
+
+    def _begin(self, variables: PyTree) -> PyTree:
+        return {name: rule.init(variables[name]) for name, rule in self._optimizers.items()}
+
+    def _adapt(self, gradient: PyTree, optimizer: PyTree, variables: PyTree) -> tuple[PyTree, PyTree]:
+        """Copy and latent vectors after a step, each by its own Adam."""
+        steps = {name: rule.update(gradient[name], optimizer[name]) for name, rule in self._optimizers.items()}
+        updates, optimizer = ({name: step[part] for name, step in steps.items()} for part in (0, 1))
+        return optax.apply_updates(variables, updates), optimizer
 
     def _learn(self, state: FastState, total: PyTree, adapted: PyTree) -> tuple[PyTree, optax.OptState]:
         """The meta-generator after an episode."""
@@ -229,10 +237,9 @@ class Fast:
         return Generator(task.image_shape, task.mean, task.std, self.config.features, dtype, "sigmoid")
 
     @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        own = optax.adam(self.config.learning_rate, b1=0.5)
-        latent = optax.adam(self.config.latent_learning_rate, b1=0.5)
-        return optax.partition({"generator": own, "latent": latent}, {"generator": "generator", "latent": "latent"})
+    def _optimizers(self) -> dict[str, optax.GradientTransformation]:
+        rates = {"generator": self.config.learning_rate, "latent": self.config.latent_learning_rate}
+        return {name: optax.adam(rate, b1=0.5) for name, rate in rates.items()}
 
     @property
     def _meta_optimizer(self) -> optax.GradientTransformation:

@@ -46,7 +46,7 @@ def first_moment(optimizer):
 
 
 def copys_first_moment(state):
-    return first_moment(state.optimizer.inner_states["generator"])
+    return first_moment(state.optimizer["generator"])
 
 
 def test_the_loss_against_numpy():
@@ -84,7 +84,7 @@ def test_fomaml_learns_from_the_sum_of_the_copys_gradients():
     inner = [copys_first_moment(state) for state in (middle, end)]  # β 0.5: mu₁ = g₁/2, mu₂ = mu₁/2 + g₂/2
     moment = first_moment(end.meta_optimizer)
     for path, value in moment.items():
-        one, two = (moments[f"generator/{path}"] for moments in inner)
+        one, two = (moments[path] for moments in inner)
         first, second = 2 * one, 2 * two - one
         np.testing.assert_allclose(value, (first + second) / 2, rtol=1e-3, atol=1e-5, err_msg=path)
     before, after = reference.flat(end.meta), reference.flat(middle.meta)
