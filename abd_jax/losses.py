@@ -85,8 +85,8 @@ def l2_norm(x: Array) -> Float[Array, ""]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
-Moments = tuple[Float[Array, " channels"], Float[Array, " channels"]]
-"""Mean and variance per channel."""
+Moments = tuple[Float[Array, " _"], Float[Array, " _"]]
+"""Mean and variance per channel of one layer; layers differ in width."""
 
 
 def batch_norm_distance(batch: Sequence[Moments], stored: Sequence[Moments]) -> Float[Array, ""]:
