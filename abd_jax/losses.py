@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 _EPSILON = 1e-12
 
@@ -67,3 +67,60 @@ def cross_entropy(
     """−log softmax(logits)[label] per image, against labels smoothed by `label_smoothing`."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def jensen_shannon(
+    logits_p: Float[Array, "*batch classes"], logits_q: Float[Array, "*batch classes"], temperature: float = 1.0
+) -> Float[Array, "*batch"]:
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2 per image, in nats: 0 … log 2."""
+    log_p = jax.nn.log_softmax(logits_p / temperature)
+    log_q = jax.nn.log_softmax(logits_q / temperature)
+    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+    return 0.5 * jnp.sum(jnp.exp(log_p) * (log_p - log_m) + jnp.exp(log_q) * (log_q - log_m), axis=-1)
+
+
+def l2_norm(x: Array) -> Float[Array, ""]:
+    """‖x‖₂ over all axes, with gradient 0 at 0."""
+    square = jnp.sum(jnp.square(x))
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+Moments = tuple[Float[Array, " _"], Float[Array, " _"]]
+"""Mean and variance per channel of one layer; layers differ in width."""
+
+
+def batch_norm_distance(batch: Sequence[Moments], stored: Sequence[Moments]) -> Float[Array, ""]:
+    """Σ over layers of ‖μ − μ_BN‖₂ + ‖σ² − σ²_BN‖₂ (DeepInversion, Yin et al., 2020, arXiv 1912.08795)."""
+    pairs = [pair for own, other in zip(batch, stored, strict=True) for pair in zip(own, other, strict=True)]
+    return sum(l2_norm(own - other) for own, other in pairs) + jnp.zeros(())
+
+
+def total_variation(images: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
+    """Σ of the L2 norms of a batch's differences between neighbors: across, down and along both diagonals."""
+    x = images
+    across, down = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
+    falling, rising = x[:, 1:, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, 1:]
+    return sum(map(l2_norm, (across, down, falling, rising))) + jnp.zeros(())
+
+
+def agreed_divergence(
+    teacher_logits: Float[Array, "batch classes"], student_logits: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """KL(T ‖ S) per image where S and T decide alike, else 0: what adversarial inversion maximizes (CMI, 2021)."""
+    agree = jnp.argmax(teacher_logits, -1) == jnp.argmax(student_logits, -1)
+    return jnp.where(agree, kl_divergence(teacher_logits, student_logits), 0.0)
+
+
+def contrastive(
+    queries: Float[Array, "items features"],
+    keys: Float[Array, "items features"],
+    present: Bool[Array, " items"],
+    temperature: float,
+) -> Float[Array, " items"]:
+    """−log softmax(queries · keysᵀ / τ)[i, i] per item, among the items that are present; 0 for those that are not.
+
+    Never NaN: an item that is not present only loses its column.
+    """
+    similarity = queries @ keys.T / temperature
+    similarity = jnp.where(present[None, :] | jnp.eye(len(present), dtype=bool), similarity, -jnp.inf)
+    return jnp.where(present, jax.nn.logsumexp(similarity, axis=-1) - jnp.diagonal(similarity), 0.0)

@@ -95,7 +95,7 @@ def wide_resnet(variables, depth, width, images, mean, std, norm="running"):
     return SimpleNamespace(logits=logits, embedding=embedding, stages=stages, entries=entries, taps=taps)
 
 
-def generator(params, latent, image_shape, mean, std):
+def generator(params, latent, image_shape, mean, std, output="standardized"):
     """The generator of zero-shot knowledge transfer; every batch normalization by the batch."""
     v = flat({"params": params})
     height, width, _ = image_shape
@@ -109,5 +109,8 @@ def generator(params, latent, image_shape, mean, std):
         h = np.kron(h, np.ones((1, 2, 2, 1)))
         h = normalized(convolve(h, v[f"params/Conv_{index}/kernel"]), index + 1)
         h = np.where(h > 0, h, 0.2 * h)
-    h = normalized(convolve(h, v["params/Conv_2/kernel"]), 3)
+    h = convolve(h, v["params/Conv_2/kernel"])
+    if output == "sigmoid":
+        return 1 / (1 + np.exp(-h))
+    h = normalized(h, 3)
     return h * np.asarray(std) + np.asarray(mean)

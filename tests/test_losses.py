@@ -196,3 +196,92 @@ def test_cross_entropy_at_extreme_logits():
     value, gradient = jax.value_and_grad(lambda logits: losses.cross_entropy(logits, labels).sum())(logits)
     np.testing.assert_allclose(value, 2e4, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0, 0], [-1, 1]], atol=1e-6)
+
+
+# --- jensen_shannon
+
+
+def test_jensen_shannon_against_numpy():
+    p, q = normal(11, 6, 5, scale=3), normal(12, 6, 5, scale=3)
+    soft_p, soft_q = reference.softmax(p / 2), reference.softmax(q / 2)
+    middle = (soft_p + soft_q) / 2
+    expected = (soft_p * np.log(soft_p / middle) + soft_q * np.log(soft_q / middle)).sum(axis=-1) / 2
+    result = losses.jensen_shannon(jnp.asarray(p), jnp.asarray(q), 2.0)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_jensen_shannon_lies_between_zero_and_log_two():
+    certain = jnp.array([[1e4, -1e4], [1e4, -1e4]])
+    value, gradient = jax.value_and_grad(lambda q: losses.jensen_shannon(certain, q).sum())(certain[:, ::-1])
+    np.testing.assert_allclose(value, 2 * np.log(2), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(losses.jensen_shannon(certain, certain), 0, atol=1e-6)
+
+
+# --- batch_norm_distance
+
+
+def test_batch_norm_distance_against_numpy():
+    own = [(normal(13, 4), normal(14, 4)), (normal(15, 7), normal(16, 7))]
+    stored = [(normal(17, 4), normal(18, 4)), (normal(19, 7), normal(20, 7))]
+    expected = sum(np.linalg.norm(np.float64(a) - b) for x, y in zip(own, stored) for a, b in zip(x, y))  # noqa: B905
+    result = losses.batch_norm_distance(*jax.tree.map(jnp.asarray, (own, stored)))
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_batch_norm_distance_has_a_gradient_where_it_is_zero():
+    moments = ((jnp.ones(3), jnp.ones(3)),)
+    value, gradient = jax.value_and_grad(losses.batch_norm_distance)(moments, moments)
+    assert value == 0
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+# --- total_variation
+
+
+def test_total_variation_against_numpy():
+    x = normal(21, 3, 5, 4, 2)
+    wide = np.float64(x)
+    shifts = (
+        wide[:, :, 1:] - wide[:, :, :-1],
+        wide[:, 1:] - wide[:, :-1],
+        wide[:, 1:, 1:] - wide[:, :-1, :-1],
+        wide[:, 1:, :-1] - wide[:, :-1, 1:],
+    )
+    expected = sum(np.sqrt(np.square(shift).sum()) for shift in shifts)
+    np.testing.assert_allclose(losses.total_variation(jnp.asarray(x)), expected, rtol=1e-6)
+    assert losses.total_variation(jnp.ones((2, 4, 4, 1))) == 0
+    assert np.isfinite(jax.grad(losses.total_variation)(jnp.ones((2, 4, 4, 1)))).all()
+
+
+# --- agreed_divergence
+
+
+def test_agreed_divergence_counts_only_equal_decisions():
+    p, q = normal(22, 40, 3, scale=2), normal(23, 40, 3, scale=2)
+    agree = p.argmax(-1) == q.argmax(-1)
+    assert 5 < agree.sum() < 35
+    expected = np.where(agree, reference.kl(p, q), 0)
+    np.testing.assert_allclose(losses.agreed_divergence(jnp.asarray(p), jnp.asarray(q)), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- contrastive
+
+
+@pytest.mark.parametrize("present", [6, 4, 1])
+def test_contrastive_against_numpy(present):
+    queries, keys = normal(24, 6, 3), normal(25, 6, 3)
+    similarity = np.float64(queries[:present]) @ keys[:present].T / 0.5
+    expected = np.zeros(6)
+    expected[:present] = -np.diag(reference.log_softmax(similarity))
+    mask = jnp.arange(6) < present
+    loss = lambda q, k: losses.contrastive(q, k, mask, 0.5)  # noqa: E731
+    np.testing.assert_allclose(loss(jnp.asarray(queries), jnp.asarray(keys)), expected, rtol=1e-4, atol=1e-6)
+    gradients = jax.grad(lambda q, k: loss(q, k).sum(), argnums=(0, 1))(jnp.asarray(queries), jnp.asarray(keys))
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert (np.asarray(gradients[0])[present:] == 0).all()
+
+
+def test_contrastive_with_nothing_present_is_zero():
+    x = jnp.asarray(normal(26, 4, 3))
+    np.testing.assert_array_equal(losses.contrastive(x, x, jnp.zeros(4, bool), 0.1), 0)

@@ -174,17 +174,20 @@ def Conv(features: int, size: int = 3, stride: int = 1, **options) -> nn.Conv:
 
 @struct.dataclass
 class BatchNormTap:
-    """What one batch normalization saw: statistics of its input.
+    """What one batch normalization saw: statistics of its input; and what it expects.
 
     Attributes:
         mean: batch mean per channel, `[channels]`.
         variance: biased batch variance per channel, `[channels]`.
         image_mean: spatial mean per image, `[batch, channels]`.
+        running_mean, running_variance: the stored ones per channel, `[channels]`; None if nothing is tracked.
     """
 
     mean: Float[Array, " channels"]
     variance: Float[Array, " channels"]
     image_mean: Float[Array, "batch channels"]
+    running_mean: Float[Array, " channels"] | None = None
+    running_variance: Float[Array, " channels"] | None = None
 
 
 class BatchNorm(nn.Module):
@@ -205,14 +208,19 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        running_mean = running_variance = None
         if self.track:
-            running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-            running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+            running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,)).value
+            running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,)).value
         wide = x.astype(jnp.float32)
         image_mean = wide.mean(axis=tuple(range(1, x.ndim - 1)))
         mean = image_mean.mean(axis=0)
         variance = jnp.mean(jnp.square(wide - mean), axis=tuple(range(x.ndim - 1)))
-        used_mean, used_variance = (mean, variance) if norm == "batch" else (running_mean.value, running_variance.value)
+        used_mean, used_variance = mean, variance
+        if norm == "running":
+            if running_mean is None or running_variance is None:
+                raise ValueError('norm "running": this batch normalization keeps no statistics')
+            used_mean, used_variance = running_mean, running_variance
         factor = scale * lax.rsqrt(used_variance + BATCH_NORM_EPSILON)
         y = wide * factor + (bias - used_mean * factor)
-        return y.astype(x.dtype), BatchNormTap(mean, variance, image_mean)
+        return y.astype(x.dtype), BatchNormTap(mean, variance, image_mean, running_mean, running_variance)

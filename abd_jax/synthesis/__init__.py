@@ -1,1 +1,68 @@
-"""Data-free synthesis: one file per method, each with `init`, `update` and `sample`."""
+"""Data-free methods. A new one is a file with three pure functions (see `base.Synthesizer`) and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from abd_jax.synthesis.base import SynthesisConfig, Synthesizer, Task
+from abd_jax.synthesis.cmi import CMI, CMIConfig
+from abd_jax.synthesis.dafl import DAFL, DAFLConfig
+from abd_jax.synthesis.deep_inversion import DeepInversion, DeepInversionConfig
+from abd_jax.synthesis.dfad import DFAD, DFADConfig
+from abd_jax.synthesis.dfq import DFQ, DFQConfig
+from abd_jax.synthesis.fast import Fast, FastConfig
+from abd_jax.synthesis.nayer import NAYER, NAYERConfig
+from abd_jax.synthesis.ood import OOD, OODConfig
+from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
+
+__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "lookup", "method_of"]
+
+
+class Method(NamedTuple):
+    """A method: its settings' class, and what binds settings to a task."""
+
+    config: type[SynthesisConfig]
+    bind: Callable[[Any, Task], Synthesizer]
+
+
+METHODS: dict[str, Method] = {
+    "zskt": Method(ZSKTConfig, ZSKT),
+    "deep_inversion": Method(DeepInversionConfig, DeepInversion),
+    "cmi": Method(CMIConfig, CMI),
+    "ood": Method(OODConfig, OOD),
+    "dafl": Method(DAFLConfig, DAFL),
+    "dfq": Method(DFQConfig, DFQ),
+    "dfad": Method(DFADConfig, DFAD),
+    "fast": Method(FastConfig, Fast),
+    "nayer": Method(NAYERConfig, NAYER),
+}
+"""Name → method."""
+
+
+def method_of(config: SynthesisConfig) -> str:
+    """The name of the method that settings belong to."""
+    return next(name for name, method in METHODS.items() if type(config) is method.config)
+
+
+def create(config: SynthesisConfig, task: Task) -> Synthesizer:
+    """A method's settings bound to a task.
+
+    Raises:
+        ValueError: the method cannot do the task.
+    """
+    return METHODS[method_of(config)].bind(config, task)
+
+
+def lookup(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(METHODS)}")
+    return METHODS[name]

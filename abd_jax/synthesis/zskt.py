@@ -6,7 +6,6 @@ A generator is trained to find images on which the student still differs from th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,13 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Forward, Generator
+from abd_jax.models import Generator, Norm
 from abd_jax.screening import Screen
+from abd_jax.synthesis.base import Classifier, SynthesisConfig, Task, apply, check
 
 
 @dataclasses.dataclass(frozen=True)
-class ZSKTConfig:
+class ZSKTConfig(SynthesisConfig):
     """Settings of the generator.
 
     Attributes:
@@ -40,9 +40,7 @@ class ZSKTConfig:
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("latent", "features", "updates", "learning_rate", "temperature", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"synthesis.{name} {getattr(self, name)}: allowed are numbers above 0")
+        check(self, positive=("latent", "features", "updates", "learning_rate", "temperature", "clip"))
 
 
 @struct.dataclass
@@ -55,26 +53,15 @@ class ZSKTState:
 
 @dataclasses.dataclass(frozen=True)
 class ZSKT:
-    """The synthesizer: three pure functions, bound to their settings.
-
-    Attributes:
-        config: see `ZSKTConfig`.
-        image_shape: (height, width, channels).
-        mean, std: normalization of the teacher.
-        batch: images per batch.
-        steps: generator updates of the whole run, for the learning rate's cosine.
-        dtype: compute dtype of the generator.
-        sharding: of a batch over a mesh's devices; None on one device.
-    """
+    """The synthesizer: three pure functions, bound to their settings; see `base.Synthesizer`."""
 
     config: ZSKTConfig
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    batch: int
-    steps: int
-    dtype: str = "float32"
-    sharding: jax.sharding.NamedSharding | None = None
+    task: Task
+    fresh: bool = False
+    student_norm: Norm = "batch"
+
+    def __post_init__(self) -> None:
+        self.task.require("zskt", quarters=True)
 
     def init(self, key: PRNGKeyArray) -> ZSKTState:
         """A fresh generator."""
@@ -85,8 +72,8 @@ class ZSKT:
         self,
         key: PRNGKeyArray,
         state: ZSKTState,
-        teacher: Callable[[Array], Forward],
-        student: Callable[[Array], Forward],
+        teacher: Classifier,
+        student: Classifier,
         screen: Screen,
     ) -> tuple[ZSKTState, dict[str, Array]]:
         """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + penalty` on a batch drawn with `key`.
@@ -95,7 +82,7 @@ class ZSKT:
         """
 
         def loss(params):
-            images = self._generate(params, key, self.batch)
+            images = self._generate(params, key, self.task.batch)
             teacher_forward = teacher(images)
             student_logits = student(images).logits
             screening = screen(images, teacher_forward)
@@ -114,17 +101,16 @@ class ZSKT:
         return self._generate(state.params, key, count)
 
     def _generate(self, params: PyTree, key: PRNGKeyArray, count: int) -> Array:
-        latent = jax.random.normal(key, (count, self.config.latent))
-        if self.sharding is not None:
-            latent = jax.lax.with_sharding_constraint(latent, self.sharding)
-        images: Array = self._generator.apply({"params": params}, latent)  # type: ignore[assignment]
-        return images
+        latent = self.task.shard(jax.random.normal(key, (count, self.config.latent)))
+        return apply(self._generator, params, latent)
 
     @property
     def _generator(self) -> Generator:
-        return Generator(self.image_shape, self.mean, self.std, self.config.features, jnp.dtype(self.dtype))
+        task = self.task
+        return Generator(task.image_shape, task.mean, task.std, self.config.features, jnp.dtype(task.dtype))
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(self.config.learning_rate, self.steps)
+        steps = self.task.cycles * self.config.updates
+        schedule = optax.cosine_decay_schedule(self.config.learning_rate, steps)
         return optax.chain(optax.clip_by_global_norm(self.config.clip), optax.adam(schedule))

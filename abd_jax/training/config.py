@@ -7,17 +7,16 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from abd_jax import data, models
+from abd_jax import data, models, synthesis
 from abd_jax.attacks import triggers
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
+from abd_jax.synthesis import SynthesisConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 
 Defense = Literal["none", "sv", "sr", "abd", "clean_kd"]
-Method = Literal["zskt"]
 DEFENSES: tuple[str, ...] = get_args(Defense)
-METHODS: tuple[str, ...] = get_args(Method)
 
 
 def uses_vaccine(defense: str) -> bool:
@@ -88,8 +87,12 @@ class StudentConfig:
         cycles: rounds of synthesis and distillation.
         updates: student updates per cycle, all on the cycle's one batch of images.
         batch: synthesized images per cycle.
-        learning_rate: Adam's, decayed by a cosine to 0 over the run.
-        temperature: of both softmaxes in the student's loss.
+        optimizer: Adam, or SGD with momentum 0.9.
+        learning_rate: the optimizer's, decayed by a cosine to 0 over the run.
+        weight_decay: SGD's.
+        loss: what the student minimizes: KL(T ‖ S), or the mean over classes of |T − S| (logits).
+        temperature: of both softmaxes in the student's KL.
+        reduction: of the KL over classes: their mean (ZSKT), or their sum.
         attention: weight β of attention transfer.
         clip: largest global norm of a gradient.
         evaluate_every: cycles between two evaluations on the test set; they inform, nothing is chosen by them.
@@ -100,8 +103,12 @@ class StudentConfig:
     cycles: int = 80_000
     updates: int = 10
     batch: int = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    loss: Literal["kl", "l1"] = "kl"
     temperature: float = 1.0
+    reduction: Literal["class_mean", "sum"] = "class_mean"
     attention: float = 250.0
     clip: float = 5.0
     evaluate_every: int = 1000
@@ -153,18 +160,18 @@ class Preset:
         name: of the preset.
         dataset: name of the data set that the teacher is trained and everything is evaluated on.
         trigger: the default trigger.
-        method: data-free synthesis method.
+        method: data-free synthesis method; `synthesis` has its settings.
         dtype: compute dtype of the networks; parameters, statistics and losses are float32.
     """
 
     name: str
     dataset: str
     trigger: str = "badnet_sq"
-    method: Method = "zskt"
+    method: str = "zskt"
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
-    synthesis: ZSKTConfig = ZSKTConfig()
+    synthesis: SynthesisConfig = ZSKTConfig()
     vaccine: VaccineConfig = VaccineConfig()
     retrospection: RetrospectionConfig = RetrospectionConfig()
     inversion: InversionConfig = InversionConfig()
@@ -173,7 +180,19 @@ class Preset:
     def __post_init__(self) -> None:
         one_of("dataset", self.dataset, data.LOADERS)
         one_of("trigger", self.trigger, triggers.TRIGGERS)
-        one_of("method", self.method, METHODS)
+        if not isinstance(self.synthesis, synthesis.lookup(self.method).config):
+            given = type(self.synthesis).__name__
+            raise ValueError(f"method {self.method!r}: the preset's synthesis settings are {given}, of another method")
+
+    def with_method(self, name: str) -> Preset:
+        """The same with another data-free method at its default settings.
+
+        Raises:
+            ValueError: unknown method.
+        """
+        if name == self.method:
+            return self
+        return dataclasses.replace(self, method=name, synthesis=synthesis.lookup(name).config())
 
 
 def check_target(preset: Preset, dataset: data.Dataset) -> None:

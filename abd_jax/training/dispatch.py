@@ -39,6 +39,7 @@ def repeat_from_host(step: Callable[..., Any], state: Any, times: int) -> Any:
 
 
 synthesize = jax.jit(distill.synthesize, static_argnums=(0, 1), donate_argnums=3)
+teach = jax.jit(distill.teach, static_argnums=(0, 1))
 begin_ascent = jax.jit(distill.begin_ascent, static_argnums=0)
 ascend = jax.jit(distill.ascend, static_argnums=0, donate_argnums=1)
 study = jax.jit(distill.study, static_argnums=(0, 1), donate_argnums=3)
@@ -112,8 +113,9 @@ def compile_rounds(
     index = np.int32(0)
     rounds: dict[Phase, Round] = {}
     for phase in run.phases():
-        first_half, (_, lesson, _) = compiled(synthesize, (run, phase), key, state, teacher)
-        parts, delta = Parts(repeat_from_host, first_half), []
+        synthesis, _ = compiled(synthesize, (run, phase), key, state, teacher, index)
+        teaching, (lesson, _) = compiled(teach, (run, phase), key, state, teacher, index)
+        parts, delta = Parts(repeat_from_host, synthesis, teaching), []
         if phase.retrospective and not run.pastes:
             begin, ascent = compiled(begin_ascent, (run,), key, state, teacher, lesson, index)
             step, ascent = compiled(ascend, (run,), ascent, state, teacher)

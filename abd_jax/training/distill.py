@@ -18,13 +18,13 @@ import optax
 from flax import struct
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from abd_jax import losses, models
+from abd_jax import losses, models, synthesis
 from abd_jax.defenses import self_retrospection, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.self_retrospection import Ascent
 from abd_jax.defenses.trigger_inversion import Trigger
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, accept_all
-from abd_jax.synthesis.zskt import ZSKT
+from abd_jax.synthesis import Synthesizer, Task
 from abd_jax.training import config as configs
 from abd_jax.training import keys
 
@@ -76,32 +76,39 @@ class Distillation:
 
     preset: configs.Preset
     defense: str
-    synthesizer: ZSKT
+    synthesizer: Synthesizer
 
     @classmethod
     def make(
-        cls, preset: configs.Preset, defense: str, teacher: Network, sharding: jax.sharding.NamedSharding | None = None
+        cls,
+        preset: configs.Preset,
+        defense: str,
+        teacher: Network,
+        sharding: jax.sharding.NamedSharding | None = None,
+        classes: tuple[str, ...] = (),
     ) -> Distillation:
         """Binds a preset to a teacher's shapes, and to a mesh if a batch's sharding over it is given.
 
+        Args:
+            preset: the settings.
+            defense: name of the defense.
+            teacher: the network to distil.
+            sharding: of a batch.
+            classes: names of the teacher's classes, for methods that read them.
+
         Raises:
-            ValueError: unknown defense, or a batch that the method cannot use.
+            ValueError: unknown defense, or a teacher that the method cannot use.
         """
         configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
-        height, width, _ = teacher.input_shape
-        if height % 4 or width % 4:
-            raise ValueError(f"image size {height}×{width}: the generator of zskt needs sides divisible by 4")
-        synthesizer = ZSKT(
-            config=preset.synthesis,
-            image_shape=teacher.input_shape,
-            mean=teacher.mean,
-            std=teacher.std,
+        task = Task.of(
+            teacher,
             batch=preset.student.batch,
-            steps=preset.student.cycles * preset.synthesis.updates,
+            cycles=preset.student.cycles,
+            classes=classes,
             dtype=preset.dtype,
             sharding=sharding,
         )
-        return cls(preset, defense, synthesizer)
+        return cls(preset, defense, synthesis.create(preset.synthesis, task))
 
     @property
     def censors(self) -> bool:
@@ -117,7 +124,11 @@ class Distillation:
     def rule(self) -> optax.GradientTransformation:
         student = self.preset.student
         schedule = optax.cosine_decay_schedule(student.learning_rate, student.cycles * student.updates)
-        return optax.chain(optax.clip_by_global_norm(student.clip), optax.adam(schedule))
+        clip = optax.clip_by_global_norm(student.clip)
+        if student.optimizer == "sgd":
+            decay = optax.add_decayed_weights(student.weight_decay)
+            return optax.chain(clip, decay, optax.sgd(schedule, momentum=0.9))
+        return optax.chain(clip, optax.adam(schedule))
 
     def phase(self, step: int) -> Phase:
         """What kind of round the one at `step` is."""
@@ -155,7 +166,7 @@ class Distillation:
 
     def censored(self, state: DistillState, network: Callable[[Array], Forward]) -> Callable[[Array], Forward]:
         """The network, to which what lies under the suspected trigger is hidden if the defense censors it."""
-        trigger, fill = state.trigger, self.synthesizer.mean
+        trigger, fill = state.trigger, self.synthesizer.task.mean
         if trigger is None or not self.censors:
             return network
         return lambda images: network(trigger_inversion.erase(trigger, fill, images))
@@ -186,19 +197,36 @@ class Phase:
 
 
 def synthesize(
-    run: Distillation, phase: Phase, key: PRNGKeyArray, state: DistillState, teacher: Network
-) -> tuple[DistillState, Lesson, Metrics]:
-    """The first half of a round: synthesis updates, then the images and all that the teacher says of them."""
-    generator_screen, student_screen = run.screens(state.vaccine, teacher)
-    synthesizer = state.synthesizer
-    metrics: Metrics = {}
-    student = functools.partial(state.student, norm=phase.norm)
-    asked, tried = run.censored(state, teacher), run.censored(state, student)
-    for update in range(run.preset.synthesis.updates):
-        latest = keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update)
-        synthesizer, metrics = run.synthesizer.update(latest, synthesizer, asked, tried, generator_screen)
-    images = run.synthesizer.sample(latest, synthesizer, run.preset.student.batch)
-    forward = asked(images)
+    run: Distillation, phase: Phase, key: PRNGKeyArray, state: DistillState, teacher: Network, update: Index
+) -> tuple[DistillState, Metrics]:
+    """One synthesis update."""
+    generator_screen, _ = run.screens(state.vaccine, teacher)
+    norm = "running" if phase.norm == "running" else run.synthesizer.student_norm
+    synthesizer, metrics = run.synthesizer.update(
+        keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update),
+        state.synthesizer,
+        run.censored(state, teacher),
+        run.censored(state, functools.partial(state.student, norm=norm)),
+        generator_screen,
+    )
+    return dataclasses.replace(state, synthesizer=synthesizer), metrics
+
+
+def teach(
+    run: Distillation, phase: Phase, key: PRNGKeyArray, state: DistillState, teacher: Network, update: Index
+) -> tuple[Lesson, Metrics]:
+    """Images, and all that the teacher says of them: for one student update, or for all of a round.
+
+    A batch that a whole round shares is that of the last synthesis update, seen by the updated synthesizer.
+    """
+    del phase
+    if run.synthesizer.fresh:
+        own = keys.stream(key, "lessons", state.step * run.preset.student.updates + update)
+    else:
+        own = keys.stream(key, "synthesis", (state.step + 1) * run.preset.synthesis.updates - 1)
+    images = run.synthesizer.sample(own, state.synthesizer, run.preset.student.batch)
+    forward = run.censored(state, teacher)(images)
+    _, student_screen = run.screens(state.vaccine, teacher)
     screening = student_screen(images, forward)
     lesson = Lesson(
         images=images,
@@ -207,9 +235,9 @@ def synthesize(
         weights=screening.weights,
     )
     shares = jax.nn.one_hot(jnp.argmax(forward.logits, -1), forward.logits.shape[-1]).mean(axis=0)
-    metrics |= {f"student/{name}": value for name, value in screening.metrics.items()}
+    metrics = {f"student/{name}": value for name, value in screening.metrics.items()}
     metrics |= {"synthesis/largest_class": shares.max(), "synthesis/target_class": shares[run.preset.teacher.target]}
-    return dataclasses.replace(state, synthesizer=synthesizer), jax.lax.stop_gradient(lesson), metrics
+    return jax.lax.stop_gradient(lesson), metrics
 
 
 def study(
@@ -230,11 +258,17 @@ def study(
 
     def loss(params):
         forward = state.student.with_params(params)(images, phase.norm)
-        kl = losses.kl_divergence(lesson.logits, forward.logits, config.temperature) / lesson.logits.shape[-1]
+        apart = (
+            jnp.abs(lesson.logits - forward.logits).mean(axis=-1)
+            if config.loss == "l1"
+            else losses.kl_divergence(lesson.logits, forward.logits, config.temperature)
+            / (lesson.logits.shape[-1] if config.reduction == "class_mean" else 1)
+        )
         maps = tuple(map(losses.attention_map, forward.stages))
-        attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(kl)
-        kl, attention = (jnp.mean(lesson.weights * kl), jnp.mean(lesson.weights * attention))
-        return kl + config.attention * attention, (forward, {"student/kl": kl, "student/attention": attention})
+        attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(apart)
+        apart, attention = (jnp.mean(lesson.weights * apart), jnp.mean(lesson.weights * attention))
+        metrics = {f"student/{config.loss}": apart, "student/attention": attention}
+        return apart + config.attention * attention, (forward, metrics)
 
     gradient, (forward, metrics) = jax.grad(loss, has_aux=True)(state.student.params)
     if delta is not None:
@@ -269,13 +303,14 @@ def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Netw
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The four functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
+    """The five functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
 
     `repeat(step, carry, times)` calls `step(carry, index) → (carry, metrics)` and returns the last of both.
     """
 
     repeat: Callable[..., Any]
     synthesize: Callable[..., Any] = synthesize
+    teach: Callable[..., Any] = teach
     begin_ascent: Callable[..., Any] = begin_ascent
     ascend: Callable[..., Any] = ascend
     study: Callable[..., Any] = study
@@ -299,9 +334,17 @@ def distill_round(
         state: donated by whoever compiles this.
         teacher: frozen.
     """
-    state, lesson, metrics = parts.synthesize(run, phase, key, state, teacher)
+    metrics: Metrics = {}
+    if run.preset.synthesis.updates:
+        state, metrics = parts.repeat(
+            lambda state, update: parts.synthesize(run, phase, key, state, teacher, update),
+            state,
+            run.preset.synthesis.updates,
+        )
+    shared, taught = parts.teach(run, phase, key, state, teacher, np.int32(0))
 
     def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
+        lesson = parts.teach(run, phase, key, state, teacher, update)[0] if run.synthesizer.fresh else shared
         if not phase.retrospective or run.pastes:
             return parts.study(run, phase, key, state, lesson, update)
         ascent, _ = parts.repeat(
@@ -312,4 +355,4 @@ def distill_round(
         return parts.study(run, phase, key, state, lesson, update, ascent.delta)
 
     state, more = parts.repeat(update_student, state, run.preset.student.updates)
-    return dataclasses.replace(state, step=state.step + 1), metrics | more
+    return dataclasses.replace(state, step=state.step + 1), metrics | taught | more

@@ -6,7 +6,18 @@ import jax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 STAGES = ("teacher", "distill", "clean_kd")
-STREAMS = ("init", "shuffle", "augment", "synthesis", "vaccine", "perturbation", "portion", "samples", "inversion")
+STREAMS = (
+    "init",
+    "shuffle",
+    "augment",
+    "synthesis",
+    "vaccine",
+    "perturbation",
+    "portion",
+    "samples",
+    "inversion",
+    "lessons",
+)
 
 
 def root(seed: int, stage: str) -> PRNGKeyArray:

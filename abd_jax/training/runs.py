@@ -318,7 +318,7 @@ def distill_student(
         return directory.result
     started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
-    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None)
+    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, dataset.classes)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
     state = run.init(root, teacher)
     if not any(directory.path.glob("checkpoints/[0-9]*")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from typing import Annotated, Any, TypeVar
 
@@ -31,7 +32,10 @@ def with_preset(options: type[Options], argv: list[str], *, prog: str, descripti
         name, rest = next(iter(known)), argv
     else:
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
-    values: dict[str, Any] = {"preset": known[name]} | dict.fromkeys(_required(options), tyro.MISSING)
+    method = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    method.add_argument("--method", default=known[name].method)
+    preset = known[name].with_method(method.parse_known_args(rest)[0].method)
+    values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
     default = options(**values)
     return parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
 

@@ -8,6 +8,7 @@ Target 1; signs are not mirrored. For an accelerator; not run by us yet, so no r
 
 import dataclasses
 
+from abd_jax.synthesis.zskt import ZSKTConfig
 from experiments.presets import cifar10
 
 PRESET = dataclasses.replace(
@@ -16,6 +17,6 @@ PRESET = dataclasses.replace(
     dataset="gtsrb",
     teacher=dataclasses.replace(cifar10.PRESET.teacher, target=1),
     student=dataclasses.replace(cifar10.PRESET.student, cycles=10_000, temperature=0.5, attention=0.0),
-    synthesis=dataclasses.replace(cifar10.PRESET.synthesis, temperature=0.5),
+    synthesis=ZSKTConfig(temperature=0.5),
     retrospection=dataclasses.replace(cifar10.PRESET.retrospection, start_fraction=1 - 600 / 10_000),
 )

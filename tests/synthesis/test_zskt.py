@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from abd_jax.screening import Screening, accept_all
+from abd_jax.synthesis import Task
 from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 from tests import networks, reference
 
@@ -20,7 +21,7 @@ SHAPE, BATCH, LATENT, STEPS = (8, 8, 1), 6, 5, 20
 
 def synthesizer(**options):
     config = ZSKTConfig(**({"latent": LATENT, "features": 4, "clip": 1e6} | options))
-    return ZSKT(config, SHAPE, networks.MEAN[1], networks.STD[1], BATCH, STEPS)
+    return ZSKT(config, Task(SHAPE, networks.MEAN[1], networks.STD[1], 3, BATCH, STEPS))
 
 
 @functools.cache

@@ -1,0 +1,123 @@
+"""The image bank: a ring buffer of uint8 images on the device, part of a run's state and so of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from PIL import Image
+
+from abd_jax.data.augment import crop_and_flip
+from abd_jax.models import Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class BankConfig:
+    """Settings of an image bank.
+
+    Attributes:
+        capacity: images that it holds; the oldest make room. A published run of CMI makes 51 200.
+        crop: zero padding of the random crop of a sampled image, in pixels.
+        flip: whether half of the sampled images are mirrored.
+    """
+
+    capacity: int = 51_200
+    crop: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.capacity > 0:
+            raise ValueError(f"synthesis.bank.capacity {self.capacity}: allowed are whole numbers above 0")
+        if not self.crop >= 0:
+            raise ValueError(f"synthesis.bank.crop {self.crop}: allowed are whole numbers from 0")
+
+
+@struct.dataclass
+class Bank:
+    """A ring buffer.
+
+    Attributes:
+        images: `[capacity, height, width, channels]`, uint8; a slot that was never written holds noise.
+        written: images added so far, as `write` counts them, `[]`, int32.
+    """
+
+    images: Leaf
+    written: Leaf
+
+    @property
+    def size(self) -> Int[Array, ""]:
+        """Images that it holds."""
+        return jnp.minimum(self.written, self.images.shape[0])
+
+
+def empty(key: PRNGKeyArray, config: BankConfig, image_shape: tuple[int, int, int]) -> Bank:
+    """A bank that holds nothing; its slots are uniform noise, which is what it gives until the first `add`."""
+    noise = jax.random.bits(key, (config.capacity, *image_shape), jnp.uint8)
+    return Bank(noise, jnp.zeros((), jnp.int32))
+
+
+def write(
+    buffer: Shaped[Array, "capacity ..."],
+    written: Int[Array, ""],
+    batch: Shaped[Array, "batch ..."],
+    when: bool | Bool[Array, ""] = True,
+) -> tuple[Shaped[Array, "capacity ..."], Int[Array, ""]]:
+    """Writes a batch over the oldest slots of a ring buffer if `when`; else changes nothing.
+
+    Only the batch's own slots are touched, so under donation nothing is copied.
+
+    Returns:
+        The buffer and the new count of what was ever written: finite, true to the place in the ring, and from the
+        capacity on once that is reached.
+
+    Raises:
+        ValueError: the batch is larger than the buffer.
+    """
+    capacity, count = buffer.shape[0], batch.shape[0]
+    if count > capacity:
+        raise ValueError(f"synthesis.bank.capacity {capacity}: allowed are whole numbers from the batch's {count}")
+    slots = (written + jnp.arange(count, dtype=jnp.int32)) % capacity
+    after = written + jnp.where(when, jnp.int32(count), jnp.int32(0))
+    after = jnp.where(after >= 2 * capacity, after - capacity, after)
+    return buffer.at[slots].set(jnp.where(when, batch, buffer[slots])), after
+
+
+def add(bank: Bank, images: Float[Array, "batch height width channels"], when: bool | Bool[Array, ""] = True) -> Bank:
+    """Writes images, clipped to [0, 1] and rounded to uint8, over the oldest if `when`; see `write`."""
+    pixels = jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+    return Bank(*write(bank.images, bank.written, pixels, when))
+
+
+def sample(
+    key: PRNGKeyArray, bank: Bank, count: int, config: BankConfig
+) -> Float[Array, "count height width channels"]:
+    """`count` images of the bank, drawn uniformly with replacement, cropped and mirrored at random, in [0, 1]."""
+    choice, change = jax.random.split(key)
+    limit = jnp.where(bank.size > 0, bank.size, bank.images.shape[0])
+    chosen = bank.images[jax.random.randint(choice, (count,), 0, limit)].astype(jnp.float32) / 255.0
+    return crop_and_flip(change, chosen, pad=config.crop, flip=config.flip)
+
+
+def write_grid(bank: Bank, path: Path, limit: int = 256, columns: int = 16) -> int:
+    """Writes the newest images, newest first, as a PNG grid; returns how many.
+
+    Raises:
+        ValueError: the bank is empty.
+    """
+    count = min(int(bank.size), limit)
+    if not count:
+        raise ValueError(f"{path}: the image bank is empty, there is nothing to show")
+    capacity, height, width, channels = bank.images.shape
+    newest = (int(bank.written) - 1 - np.arange(count)) % capacity
+    rows = -(-count // columns)
+    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
+    canvas[:count] = np.asarray(bank.images)[newest]
+    sheet = canvas.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    pixels = sheet.reshape(rows * height, columns * width, channels)
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path, format="PNG")
+    return count

@@ -1,0 +1,23 @@
+"""`digits` with NAYER.
+
+    python -m experiments reproduce digits-nayer --out runs/digits-nayer
+
+The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
+are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+"""
+
+import dataclasses
+
+from abd_jax.synthesis.bank import BankConfig
+from abd_jax.synthesis.nayer import NAYERConfig
+from experiments.presets import digits
+
+PRESET = dataclasses.replace(
+    digits.PRESET,
+    name="digits-nayer",
+    method="nayer",
+    student=dataclasses.replace(digits.PRESET.student, cycles=20, updates=50, evaluate_every=4, checkpoint_every=10),
+    synthesis=NAYERConfig(
+        noise=256, features=64, batch=128, warm_up=2, rebuild=5, bank=BankConfig(capacity=4096, crop=1, flip=False)
+    ),
+)

@@ -1,0 +1,101 @@
+"""Every registered method: it keeps the protocol, and what it optimizes becomes what the teacher knows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abd_jax import synthesis
+from abd_jax.synthesis.bank import BankConfig
+from tests.synthesis import small
+
+pytestmark = pytest.mark.optax
+
+BATCH, UPDATES = 24, 25
+BANK = BankConfig(capacity=4 * BATCH, crop=0, flip=False)
+INVERSION = {"batch": BATCH, "updates": UPDATES, "bank": BANK, "batch_norm": 2.0, "one_hot": 2.0, "adversarial": 0.0}
+CONFIGS = {
+    "zskt": synthesis.ZSKTConfig(latent=5, features=4),
+    "deep_inversion": synthesis.DeepInversionConfig(**INVERSION),
+    "cmi": synthesis.CMIConfig(
+        latent=8, features=8, learning_rate=0.02, head=4, memory=2 * BATCH, negatives=8, crop=0, flip=False, **INVERSION
+    ),
+    "ood": synthesis.OODConfig(),
+    "dafl": synthesis.DAFLConfig(latent=8, features=8, learning_rate=0.02, activation=0.0, balance=2.0),
+    "dfq": synthesis.DFQConfig(latent=8, features=8, learning_rate=0.02, adversarial=0.0, one_hot=2.0, balance=2.0),
+    "dfad": synthesis.DFADConfig(latent=5, features=4),
+    "fast": synthesis.FastConfig(
+        latent=8, features=8, learning_rate=0.02, latent_learning_rate=0.05, momentum=0.0, reset=0, **INVERSION
+    ),
+    "nayer": synthesis.NAYERConfig(noise=8, features=8, learning_rate=0.02, momentum=0.0, **INVERSION),
+}
+SURE = ("deep_inversion", "cmi", "dafl", "dfq", "fast", "nayer")
+"""Methods that ask the teacher to be sure; ZSKT and DFAD only ask it to differ from the student, OOD asks nothing."""
+TRUE_TO_STATISTICS = tuple(name for name in SURE if name != "dafl")
+
+
+def make(name):
+    return synthesis.create(CONFIGS[name], small.task(batch=BATCH))
+
+
+def seen(own, state):
+    """Mean confidence, and distance from the teacher's statistics, of images as the student gets them."""
+    teacher, _ = small.networks_at_odds()
+    images = own.sample(jax.random.key(9), state, 96)
+    forward = small.forward(teacher, images)
+    shifted = np.exp(forward.logits - forward.logits.max(-1, keepdims=True))
+    return (shifted.max(-1) / shifted.sum(-1)).mean(), small.distance(forward.mean, forward.variance, teacher)
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_the_teacher_becomes_surer_and_sees_its_own_statistics(name):
+    own = make(name)
+    before = own.init(jax.random.key(0))
+    after, history = small.run(own, before, 2 * UPDATES)
+    (confidence, distance), (confidence_after, distance_after) = seen(own, before), seen(own, after)
+    assert confidence_after > confidence + 0.05, (confidence, confidence_after)
+    if name in TRUE_TO_STATISTICS:
+        assert distance_after < 0.8 * distance, (distance, distance_after)
+    assert all(np.isfinite(value) for row in history for value in row.values())
+
+
+def test_every_method_is_tried_here():
+    assert set(CONFIGS) == set(synthesis.METHODS)
+
+
+@pytest.mark.parametrize("name", synthesis.METHODS)
+def test_a_method_keeps_the_protocol(name):
+    """One update keeps the state's structure, shapes and types, so it may be scanned, donated and checkpointed."""
+    own = make(name)
+    assert isinstance(own, synthesis.Synthesizer)
+    assert hash(own) == hash(make(name)), "static under jit"
+    assert synthesis.method_of(own.config) == name
+    state = jax.eval_shape(own.init, jax.random.key(0)) if name != "ood" else own.init(jax.random.key(0))
+    new, metrics = jax.eval_shape(
+        lambda key, state, teacher, student: own.update(key, state, teacher, student, small.accept_all),
+        jax.random.key(1),
+        state,
+        *small.networks_at_odds(),
+    )
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    for old_leaf, new_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        assert (old_leaf.shape, old_leaf.dtype) == (new_leaf.shape, new_leaf.dtype)
+        assert not getattr(new_leaf, "weak_type", False)
+    assert all(value.shape == () for value in metrics.values())
+    images = jax.eval_shape(lambda key, state: own.sample(key, state, 5), jax.random.key(2), state)
+    assert (images.shape, images.dtype) == ((5, *small.SHAPE), jnp.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in synthesis.METHODS if name not in ("ood", "zskt")])
+def test_published_settings_are_the_defaults_and_can_be_made(name):
+    """Shapes only: the published sizes."""
+    task = small.task(batch=256)
+    own = synthesis.create(synthesis.METHODS[name].config(), task)
+    state = jax.eval_shape(own.init, jax.random.key(0))
+    assert jax.tree.leaves(state)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"method 'cmj' \(did you mean 'cmi'\?\): allowed are zskt, deep_inversion"):
+        synthesis.lookup("cmj")
+    assert synthesis.lookup("cmi").config is synthesis.CMIConfig
