@@ -161,10 +161,14 @@ def suspect(inversion: Inversion) -> Int[Array, ""]:
 
 
 def anomaly(inversion: Inversion) -> Float[Array, ""]:
-    """How far the suspect's size lies under the classes' median, in robust standard deviations, 1.4826 · MAD."""
-    median = jnp.median(inversion.sizes)
-    deviation = 1.4826 * jnp.median(jnp.abs(inversion.sizes - median))
-    return (median - inversion.sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)
+    """How far log size of the suspect lies under the classes' median, in robust standard deviations, 1.4826 · MAD.
+
+    Neural Cleanse takes sizes themselves; these spread over the classes by factors, not by differences.
+    """
+    sizes = jnp.log(inversion.sizes)
+    median = jnp.median(sizes)
+    deviation = 1.4826 * jnp.median(jnp.abs(sizes - median))
+    return (median - sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)
 
 
 def suspected_trigger(config: InversionConfig, inversion: Inversion) -> Trigger:

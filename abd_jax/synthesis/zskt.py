@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from abd_jax import losses
 from abd_jax.models import Generator, Norm
 from abd_jax.screening import Screen
-from abd_jax.synthesis.base import Classifier, SynthesisConfig, Task, apply, check
+from abd_jax.synthesis.base import (
+    Classifier,
+    SynthesisConfig,
+    Task,
+    apply,
+    batch_moments,
+    check,
+    running_moments,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,8 @@ class ZSKTConfig(SynthesisConfig):
         learning_rate: Adam's, decayed by a cosine to 0 over the run.
         temperature: of both softmaxes.
         clip: largest global norm of a gradient.
+        batch_norm: weight of the distance between the images' statistics and the teacher's stored ones (0 in ZSKT; as in
+            DFQ, Choi et al., 2020): it keeps the images, and so the student's own statistics, near real ones.
     """
 
     latent: int = 100
@@ -38,9 +48,10 @@ class ZSKTConfig(SynthesisConfig):
     learning_rate: float = 1e-3
     temperature: float = 1.0
     clip: float = 5.0
+    batch_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, positive=("latent", "features", "updates", "learning_rate", "temperature", "clip"))
+        check(self, positive=("latent", "features", "updates", "learning_rate", "temperature", "clip"), ("batch_norm",))
 
 
 @struct.dataclass
@@ -61,7 +72,7 @@ class ZSKT:
     student_norm: Norm = "batch"
 
     def __post_init__(self) -> None:
-        self.task.require("zskt", quarters=True)
+        self.task.require("zskt", quarters=True, batch_norm=self.config.batch_norm > 0)
 
     def init(self, key: PRNGKeyArray) -> ZSKTState:
         """A fresh generator."""
@@ -76,9 +87,9 @@ class ZSKT:
         student: Classifier,
         screen: Screen,
     ) -> tuple[ZSKTState, dict[str, Array]]:
-        """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + penalty` on a batch drawn with `key`.
+        """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + batch_norm·R_BN + penalty` on a batch.
 
-        The KL is averaged over images and classes, as in the published code.
+        The KL is averaged over images and classes, as in the published code; the batch is drawn with `key`.
         """
 
         def loss(params):
@@ -90,7 +101,12 @@ class ZSKT:
             disagreement = losses.weighted_mean(kl, screening.weights) / student_logits.shape[-1]
             metrics = {"generator/disagreement": disagreement, "generator/penalty": screening.penalty}
             metrics |= {f"generator/{name}": value for name, value in screening.metrics.items()}
-            return screening.penalty - disagreement, metrics
+            value = screening.penalty - disagreement
+            if self.config.batch_norm:
+                distance = losses.batch_norm_distance(batch_moments(teacher_forward), running_moments(teacher_forward))
+                value += self.config.batch_norm * distance
+                metrics["generator/batch_norm"] = distance
+            return value, metrics
 
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)

@@ -128,11 +128,11 @@ def test_the_suspect_has_the_smallest_trigger_that_works(sizes, flips, suspect):
     chex.assert_trees_all_equal(found, drawn(suspect))
 
 
-def test_the_anomaly_is_neural_cleanses_and_decides():
+def test_the_anomaly_by_hand_and_what_it_decides():
     sizes = np.array([4.0, 21.0, 25.0, 18.0, 30.0])
     triggers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn(seed) for seed in range(5)))
     inversion = Inversion(triggers, jnp.asarray(sizes, jnp.float32), jnp.ones(5))
-    index = (21 - 4) / (1.4826 * np.median(np.abs(sizes - 21)))
+    index = np.log(21 / 4) / (1.4826 * np.median(np.abs(np.log(sizes / 21))))
     assert float(trigger_inversion.anomaly(inversion)) == pytest.approx(index, rel=1e-5)
     for bar, used in [(index - 0.01, True), (index + 0.01, False)]:
         trigger = trigger_inversion.suspected_trigger(InversionConfig(anomaly=bar), inversion)
