@@ -187,14 +187,15 @@ def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
         names: the classes that are drawn, from top to bottom, and what they are called.
         where: what distinguishes this plot from others like it; seeds the SVG's ids.
     """
+    drawn, median = inversion.sizes[list(names)], float(np.median(inversion.sizes))
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure()
         short = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names.values()]
         colors = [_STAND_INS["tail" if index == inversion.suspect else "bulk"] for index in names]
-        axes.barh(range(len(names)), inversion.sizes[list(names)], height=0.75, color=colors)
+        axes.barh(range(len(names)), drawn, height=0.75, color=colors)
         axes.set_yticks(range(len(names)), short)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, 1.05 * max(float(inversion.sizes[list(names)].max()), 1.0))
+        axes.set_xlim(0, 1.05 * max(float(drawn.max()), median, 1.0))
         for place, index in enumerate(names):
             suspected = index == inversion.suspect
             axes.text(
@@ -206,21 +207,18 @@ def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
                 va="center",
                 fontweight="bold" if suspected else "normal",
             )
-        axes.axvline(float(np.median(inversion.sizes)), color=_STAND_INS["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.axvline(median, color=_STAND_INS["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
         axes.tick_params(axis="y", length=0)
         axes.set_title("Size of each class’s trigger", loc="left")
         axes.text(1.03, 1.03, "flips", transform=axes.transAxes, color=_STAND_INS["muted"])
         axes.set_xlabel("pixels")
-        left = 0.04 + 0.018 * max(map(len, short))
-        figure.subplots_adjust(left=left, right=0.87, top=0.9, bottom=0.155)
+        figure.subplots_adjust(left=0.04 + 0.018 * max(map(len, short)), right=0.87, top=0.9, bottom=0.155)
         parts = [
             f"{name}{' (suspected)' if index == inversion.suspect else ''}: {inversion.sizes[index]:.1f} pixels, "
             f"flips {100 * inversion.flips[index]:.0f} %"
             for index, name in names.items()
         ]
-        label = (
-            f"Bar chart of trigger sizes. {'; '.join(parts)}. Median of all: {np.median(inversion.sizes):.1f} pixels."
-        )
+        label = f"Bar chart of trigger sizes. {'; '.join(parts)}. Median of all classes: {median:.1f} pixels."
         return _svg(figure, label, f"{where}/sizes")
 
 

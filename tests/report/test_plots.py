@@ -126,7 +126,7 @@ def test_trigger_sizes_are_bars_of_which_the_suspect_s_warns():
     assert all(f">{words}</text>" in svg for words in ("cat", "dog", "a name withou…", "90 %", "100 %", "25 %"))
     label = re.search(r'aria-label="([^"]*)"', svg)[1]
     assert "cat: 40.0 pixels, flips 90 %; dog (suspected): 6.5 pixels, flips 100 %; a name without end: 50.0" in label
-    assert "Median of all: 40.0 pixels" in label
+    assert "Median of all classes: 40.0 pixels" in label
 
 
 def test_only_the_named_classes_have_a_bar():
