@@ -171,13 +171,15 @@ def test_the_inversion_is_told_and_its_triggers_are_shown(reproduce):
     assert ["3", f"{arrays['sizes'][3]:.1f}", f"{100 * arrays['flips'][3]:.1f}\u202f%"] in [
         row[:3] for row in parsed.rows
     ]
-    pictures = {image["alt"]: image["src"] for image in parsed.find("img")}
-    shown = pictures["Trigger found for class 0, the suspected one"].partition(",")[2]
+
+    def picture(words: str) -> str:
+        return next(image["src"] for image in parsed.find("img") if words in image["alt"])
+
+    shown = picture("Trigger found for class 0, the suspected one").partition(",")[2]
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(base64.b64decode(shown)))), np.round(255 * arrays["masks"][0, ..., 0])
     )
-    truth = [image for image in parsed.find("img") if "true trigger badnet_sq" in image["alt"]]
-    assert [image["src"] for image in truth] == [pictures["What the trigger changed, amplified"]]
+    assert picture("true trigger badnet_sq") == picture("What the trigger changed, amplified")
 
 
 def test_without_examples_the_inverted_triggers_stand_alone(reproduce):
