@@ -403,7 +403,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                 seed=student.seed,
                 network=network_name("student", student.defense),
                 verdict=suspicion(run, found),
-                stands_out=bool(anomalies[found.suspect] > _ANOMALY),
+                stands_out=bool(anomalies[found.suspect] >= _bar(run)),
                 sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
                 width=pictures.shape[2],
                 triggers=[
@@ -424,10 +424,10 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
 
 
 def anomaly(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """Neural Cleanse's index: (median − size) / (1.4826 · median absolute deviation); 0 where that deviation is 0."""
+    """Neural Cleanse's index: (median − size) / (1.4826 · median absolute deviation)."""
     below = np.median(sizes) - sizes
     deviation = 1.4826 * np.median(np.abs(below))
-    return below / deviation if deviation > 0 else np.zeros_like(below)
+    return below / max(deviation, 1e-6)
 
 
 def suspicion(run: Reproduction, inversion: Inversion) -> str:
@@ -436,11 +436,12 @@ def suspicion(run: Reproduction, inversion: Inversion) -> str:
     index = float(anomaly(inversion.sizes)[suspect])
     others = float(np.median(np.delete(inversion.sizes, suspect)))
     known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
-    stands = f"above the bar of {_ANOMALY:g}" if index > _ANOMALY else f"no more than the bar of {_ANOMALY:g}"
+    bar = _bar(run)
+    use = f"at least the bar of {bar:g}: it is used" if index >= bar else f"below the bar of {bar:g}: it is not used"
     return (
         f"Suspected{known}: class {run.class_name(suspect)}. Its trigger has {inversion.sizes[suspect]:.1f} pixels, "
         f"the median of the others {others:.1f}, and flips {percent(float(inversion.flips[suspect]))} of other images. "
-        f"Its anomaly index is {signed(index)}, {stands}."
+        f"Its anomaly index is {signed(index)}, {use}."
     )
 
 
@@ -477,8 +478,8 @@ def moment(iso: str) -> str:
 
 
 def signed(value: float) -> str:
-    """E.g. `−1.2`, with a true minus sign."""
-    return f"{round(value, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")
+    """E.g. `−1.25`, with a true minus sign."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def number(value: object) -> str:
@@ -506,6 +507,13 @@ def entries(values: Mapping[str, Any] | list[Any]) -> list[tuple[Any, Any]]:
 
 def _triggers(runs: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(run.trigger for run in runs))
+
+
+def _bar(run: Reproduction) -> float:
+    """The anomaly index from which on a found trigger is used: the configured one, or else Neural Cleanse's."""
+    settings = run.preset.get("inversion")
+    bar = settings.get("anomaly") if isinstance(settings, Mapping) else None
+    return float(bar) if isinstance(bar, int | float) else _ANOMALY
 
 
 def _first_with(name: str, students: Sequence[Student]) -> list[Student]:

@@ -317,7 +317,7 @@ def test_verdicts():
 def test_the_anomaly_index_is_neural_cleanse_s():
     sizes = np.asarray([5.0, 40.0, 44.0, 38.0, 50.0])
     np.testing.assert_allclose(page.anomaly(sizes), (40 - sizes) / (1.4826 * 4))
-    assert not page.anomaly(np.asarray([3.0, 3.0, 3.0, 9.0])).any()
+    assert not page.anomaly(np.asarray([3.0, 3.0, 3.0])).any()
 
 
 def test_suspicions(reproduce):
@@ -331,10 +331,12 @@ def test_suspicions(reproduce):
     assert right.startswith(
         "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
     )
-    assert right.endswith("Its anomaly index is 5.9, above the bar of 2.")
+    assert right.endswith("Its anomaly index is 5.90, at least the bar of 2: it is used.")
     wrong = page.suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
     assert wrong.startswith("Suspected, wrongly: class 2.")
-    assert wrong.endswith("Its anomaly index is −1.3, no more than the bar of 2.")
+    assert wrong.endswith("Its anomaly index is −1.35, below the bar of 2: it is not used.")
+    strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 6.5}})
+    assert page.suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 6.5: it is not used.")
     unknown = dataclasses.replace(run, preset={})
     assert page.suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
 
