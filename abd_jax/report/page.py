@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from abd_jax.report import images, plots
 from abd_jax.report.headline import headline, percent
-from abd_jax.report.reading import Reproduction, Row, Samples, Vaccine, read
+from abd_jax.report.reading import Inversion, Reproduction, Row, Samples, Student, Vaccine, read
 from abd_jax.report.tables import Statistic, Summary, network_name, short_name, summarize, varying
 
 _EXAMPLES = 8
 _SYNTHESIZED = 64
 _CLASSES = 10
+_ANOMALY = 2.0  # Neural Cleanse's bar
 _MEANINGS = {
     "none": "distilled without data and without a defense",
     "sv": "with the Shuffling Vaccine: images on which shuffled copies of the teacher still agree with it are suspect",
@@ -122,6 +124,33 @@ class VaccineView:
     trials: list[VaccineTrial]
 
 
+@dataclasses.dataclass(frozen=True)
+class InvertedTrigger:
+    """The trigger that was found for one class; `uri` is its picture if it is shown."""
+
+    name: str
+    size: float
+    flip: float
+    anomaly: float
+    is_suspect: bool
+    uri: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionView:
+    """An inversion with its plot and pictures."""
+
+    trigger: str
+    seed: int
+    network: str
+    verdict: str
+    stands_out: bool
+    sizes: Markup
+    width: int
+    triggers: list[InvertedTrigger]
+    truth: str | None
+
+
 def write_page(directory: Path) -> Path:
     """Writes `directory/report.html`; a reader sees the old page or the new one, never half of one.
 
@@ -156,7 +185,7 @@ def render(run: Reproduction) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "short_name": short_name, "duration": duration}
-    environment.filters |= {"number": number, "entries": entries, "moment": moment}
+    environment.filters |= {"number": number, "entries": entries, "moment": moment, "signed": signed}
     environment.tests["nested"] = nested
     templates = resources.files("abd_jax.report") / "templates"
     style, script = ((templates / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
@@ -185,6 +214,7 @@ def render(run: Reproduction) -> str:
         examples=example_sets(run),
         galleries=gallery_sets(run),
         vaccines=vaccine_views(run),
+        inversions=inversion_views(run),
         vaccinated=[student for student in run.students if student.vaccine is not None],
         total_seconds=math.fsum(row.seconds for row in run.rows),
         speeds=speeds(run, summaries),
@@ -290,21 +320,17 @@ def class_shares(run: Reproduction, predictions: np.ndarray) -> list[ClassShare]
 def vaccine_views(run: Reproduction) -> list[VaccineView]:
     """For every trigger the vaccine of the first ABD student, or else of the first student that has one."""
     views = []
-    for trigger in _triggers(run.students):
-        vaccinated = [student for student in run.students if student.trigger == trigger and student.vaccine is not None]
-        if not vaccinated:
-            continue
-        student = min(vaccinated, key=lambda student: (student.seed, student.defense != "abd"))
+    for student in _first_with("vaccine", run.students):
         assert student.vaccine is not None
         views.append(
             VaccineView(
-                trigger=trigger,
+                trigger=student.trigger,
                 seed=student.seed,
                 network=network_name("student", student.defense),
                 vaccine=student.vaccine,
                 verdict=verdict(student.vaccine),
-                histogram=plots.histogram(student.vaccine, trigger),
-                diagnosis=plots.diagnosis(student.vaccine, trigger),
+                histogram=plots.histogram(student.vaccine, student.trigger),
+                diagnosis=plots.diagnosis(student.vaccine, student.trigger),
                 separation=separation(student.vaccine),
                 trials=vaccine_trials(student.vaccine),
             )
@@ -354,6 +380,71 @@ def separation(vaccine: Vaccine) -> float | None:
     return float(np.mean(above + equal / 2) / clean.size)
 
 
+def inversion_views(run: Reproduction) -> list[InversionView]:
+    """For every trigger the inversion of the first ABD student, or else of the first student that has one.
+
+    With more classes than fit, the suspect, the target and those with the smallest triggers are shown.
+    """
+    truths = {set.trigger: set.cards[0].difference for set in example_sets(run)}
+    views = []
+    for student in _first_with("inversion", run.students):
+        found = student.inversion
+        assert found is not None
+        anomalies = anomaly(found.sizes)
+        rank = sorted(
+            range(len(found.sizes)),
+            key=lambda index: (index != found.suspect, index != run.target, found.sizes[index]),
+        )
+        shown = sorted(rank[:_CLASSES])
+        pictures = np.round(255 * found.masks * found.patterns).astype(np.uint8)
+        views.append(
+            InversionView(
+                trigger=student.trigger,
+                seed=student.seed,
+                network=network_name("student", student.defense),
+                verdict=suspicion(run, found),
+                stands_out=bool(anomalies[found.suspect] >= _bar(run)),
+                sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
+                width=pictures.shape[2],
+                triggers=[
+                    InvertedTrigger(
+                        name=run.class_name(index),
+                        size=float(found.sizes[index]),
+                        flip=float(found.flips[index]),
+                        anomaly=float(anomalies[index]),
+                        is_suspect=index == found.suspect,
+                        uri=images.data_uri(pictures[index]) if index in shown else None,
+                    )
+                    for index in range(len(found.sizes))
+                ],
+                truth=truths.get(student.trigger),
+            )
+        )
+    return views
+
+
+def anomaly(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
+    """Neural Cleanse's index: (median − size) / (1.4826 · median absolute deviation)."""
+    below = np.median(sizes) - sizes
+    deviation = 1.4826 * np.median(np.abs(below))
+    return below / max(deviation, 1e-6)
+
+
+def suspicion(run: Reproduction, inversion: Inversion) -> str:
+    """Which class is suspected, whether rightly, and how far its trigger stands out."""
+    suspect = inversion.suspect
+    index = float(anomaly(inversion.sizes)[suspect])
+    others = float(np.median(np.delete(inversion.sizes, suspect)))
+    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
+    bar = _bar(run)
+    use = f"at least the bar of {bar:g}: it is used" if index >= bar else f"below the bar of {bar:g}: it is not used"
+    return (
+        f"Suspected{known}: class {run.class_name(suspect)}. Its trigger has {inversion.sizes[suspect]:.1f} pixels, "
+        f"the median of the others {others:.1f}, and flips {percent(float(inversion.flips[suspect]))} of other images. "
+        f"Its anomaly index is {signed(index)}, {use}."
+    )
+
+
 def speeds(run: Reproduction, summaries: Iterable[Summary]) -> list[tuple[Summary, int | None]]:
     """Every network with the number of steps that its runs logged, None where nothing was logged or runs differ."""
     steps: dict[tuple[str, str, str], set[int]] = {}
@@ -386,6 +477,11 @@ def moment(iso: str) -> str:
         return iso
 
 
+def signed(value: float) -> str:
+    """E.g. `−1.25`, with a true minus sign."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def number(value: object) -> str:
     """A configured value as a person writes it."""
     if value is None:
@@ -411,6 +507,21 @@ def entries(values: Mapping[str, Any] | list[Any]) -> list[tuple[Any, Any]]:
 
 def _triggers(runs: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(run.trigger for run in runs))
+
+
+def _bar(run: Reproduction) -> float:
+    """The anomaly index from which on a found trigger is used: the configured one, or else Neural Cleanse's."""
+    settings = run.preset.get("inversion")
+    bar = settings.get("anomaly") if isinstance(settings, Mapping) else None
+    return float(bar) if isinstance(bar, int | float) else _ANOMALY
+
+
+def _first_with(name: str, students: Sequence[Student]) -> list[Student]:
+    """Of every trigger's students that have the named result, the one of the first seed, ABD before others."""
+    having = [student for student in students if getattr(student, name) is not None]
+    having.sort(key=lambda student: (student.seed, student.defense != "abd"))
+    first = {student.trigger: student for student in reversed(having)}
+    return [first[trigger] for trigger in _triggers(students) if trigger in first]
 
 
 def _defense_order(run: Reproduction, defense: str) -> int:

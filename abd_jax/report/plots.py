@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from abd_jax.report.reading import Student, Vaccine
+from abd_jax.report.reading import Inversion, Student, Vaccine
 from abd_jax.report.tables import short_name
 
 _COLORS = ("ink", "muted", "grid", "none", "sv", "sr", "abd", "clean_kd", "extra", "tail", "bulk")
@@ -49,6 +49,7 @@ _SETTINGS: dict[Any, Any] = {
     "grid.color": _STAND_INS["grid"],
     "grid.linewidth": 0.8,
 }
+_NAME = 14  # characters of a class's name beside its bar
 _SCALE = 1.25  # runs whose lengths differ by more are drawn over the share of their training
 
 
@@ -176,6 +177,49 @@ def diagnosis(vaccine: Vaccine, where: str) -> Markup | None:
         parts = [f"{name}: median {np.median(values):.2f}" for name, values, _ in groups]
         label = f"Histograms of log10 KL under each other. {'; '.join(parts)}. Threshold {vaccine.threshold:.2f}."
         return _svg(figure, label, f"{where}/diagnosis")
+
+
+def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
+    """Pixels of each class's trigger, and behind the bar how often it flips; the suspect in the warning color.
+
+    Args:
+        inversion: what was found.
+        names: the classes that are drawn, from top to bottom, and what they are called.
+        where: what distinguishes this plot from others like it; seeds the SVG's ids.
+    """
+    drawn, median = inversion.sizes[list(names)], float(np.median(inversion.sizes))
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure()
+        short = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names.values()]
+        colors = [_STAND_INS["tail" if index == inversion.suspect else "bulk"] for index in names]
+        axes.barh(range(len(names)), drawn, height=0.75, color=colors)
+        axes.set_yticks(range(len(names)), short)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, 1.05 * max(float(drawn.max()), median, 1.0))
+        for place, index in enumerate(names):
+            suspected = index == inversion.suspect
+            axes.text(
+                1.03,
+                place,
+                f"{100 * inversion.flips[index]:.0f} %",
+                transform=axes.get_yaxis_transform(),
+                color=_STAND_INS["tail" if suspected else "muted"],
+                va="center",
+                fontweight="bold" if suspected else "normal",
+            )
+        axes.axvline(median, color=_STAND_INS["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.tick_params(axis="y", length=0)
+        axes.set_title("Size of each class’s trigger", loc="left")
+        axes.text(1.03, 1.03, "flips", transform=axes.transAxes, color=_STAND_INS["muted"])
+        axes.set_xlabel("pixels")
+        figure.subplots_adjust(left=0.04 + 0.018 * max(map(len, short)), right=0.87, top=0.9, bottom=0.155)
+        parts = [
+            f"{name}{' (suspected)' if index == inversion.suspect else ''}: {inversion.sizes[index]:.1f} pixels, "
+            f"flips {100 * inversion.flips[index]:.0f} %"
+            for index, name in names.items()
+        ]
+        label = f"Bar chart of trigger sizes. {'; '.join(parts)}. Median of all classes: {median:.1f} pixels."
+        return _svg(figure, label, f"{where}/sizes")
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -95,6 +95,25 @@ class Vaccine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inversion:
+    """The smallest trigger that was found for each class on images of the fresh generator, and the verdict.
+
+    Attributes:
+        masks: how much of each pixel the trigger replaces, in [0, 1].
+        patterns: what it puts there, in [0, 1].
+        sizes: sum of each mask, in pixels.
+        flips: share of the other classes' images that the trigger turns into the class.
+        suspect: the class that the backdoor is taken to lead to.
+    """
+
+    masks: Float[np.ndarray, "classes height width 1"]
+    patterns: Float[np.ndarray, "classes height width channels"]
+    sizes: Float[np.ndarray, " classes"]
+    flips: Float[np.ndarray, " classes"]
+    suspect: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Teacher:
     """A teacher's directory."""
 
@@ -118,6 +137,7 @@ class Student:
     curve: Curve
     samples: Samples | None
     vaccine: Vaccine | None
+    inversion: Inversion | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +306,7 @@ def _student(path: Path, trigger: str, seed: int, defense: str) -> Student:
         curve=_curve(path / "metrics.jsonl"),
         samples=_samples(path / "samples.npz"),
         vaccine=_vaccine(path / "vaccine.npz"),
+        inversion=_inversion(path / "inversion.npz"),
     )
 
 
@@ -364,6 +385,33 @@ def _vaccine(path: Path) -> Vaccine | None:
         enabled=bool(arrays["enabled"]),
         tail_bar=float(arrays["tail_bar"]),
         **{name: arrays[name].astype(np.float64) for name in diagnosis if name in arrays},
+    )
+
+
+def _inversion(path: Path) -> Inversion | None:
+    arrays = _read_arrays(path, "masks", "patterns", "sizes", "flips", "suspect")
+    if arrays is None:
+        return None
+    masks, patterns, suspect = (arrays[name] for name in ("masks", "patterns", "suspect"))
+    if masks.ndim != 4 or len(masks) < 2 or 0 in masks.shape:
+        raise ValueError(f"{path}: masks: expected [2 or more classes, height, width, 1], found {list(masks.shape)}")
+    classes, height, width = masks.shape[:3]
+    channels = 1 if patterns.shape[-1:] == (1,) else 3
+    for name, shape, limit in (
+        ("masks", (classes, height, width, 1), 1),
+        ("patterns", (classes, height, width, channels), 1),
+        ("sizes", (classes,), height * width),
+        ("flips", (classes,), 1),
+    ):
+        array = arrays[name]
+        fits = array.dtype.kind == "f" and array.shape == shape
+        if not fits or not ((array >= 0) & (array <= limit)).all():
+            raise ValueError(f"{path}: {name}: expected numbers in [0, {limit}] of shape {list(shape)}")
+    if suspect.dtype.kind not in "iu" or suspect.ndim != 0 or not 0 <= suspect < classes:
+        raise ValueError(f"{path}: suspect: expected one whole number from 0 to {classes - 1}")
+    return Inversion(
+        suspect=int(suspect),
+        **{name: arrays[name].astype(np.float64) for name in ("masks", "patterns", "sizes", "flips")},
     )
 
 

@@ -105,6 +105,8 @@ def make_directory(
                     _write_samples(run, defense, rng)
                     if defense in ("sv", "abd"):
                         _write_vaccine(run, rng, enabled)
+                    if defense in ("sr", "abd"):
+                        _write_inversion(run, rng, len(classes))
                 if done:
                     rows.append(row)
     (path / "results.json").write_text(json.dumps(rows))
@@ -195,6 +197,23 @@ def _write_vaccine(run: Path, rng: np.random.Generator, enabled: bool) -> None:
         synthetic=rng.normal(0.25, 0.2, 1280),
         clean=rng.normal(0.1, 0.3, 360),
         triggered=rng.normal(-1.4, 0.5, 324),
+    )
+
+
+def _write_inversion(run: Path, rng: np.random.Generator, classes: int) -> None:
+    """Broad patches that flip most images, and class 0's on the pixels of the square, which flips nearly all."""
+    masks = rng.uniform(0.1, 0.5, (classes, 16, 16, 1)).astype(np.float32)
+    masks[0] = 0.01
+    masks[0, -5:-1, -5:-1] = 0.6
+    flips = rng.uniform(0.9, 0.95, classes).astype(np.float32)
+    flips[0] = 0.99
+    np.savez(
+        run / "inversion.npz",
+        masks=masks,
+        patterns=np.ones((classes, 16, 16, 1), np.float32),
+        sizes=masks.sum((1, 2, 3)),
+        flips=flips,
+        suspect=np.int32(0),
     )
 
 

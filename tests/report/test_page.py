@@ -1,7 +1,9 @@
 """The page: one file that needs no other, right in its numbers, safe with hostile names, and never half written."""
 
 import base64
+import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -10,9 +12,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from abd_jax.report import page, write_page
-from abd_jax.report.reading import Vaccine, read
+from abd_jax.report.reading import Inversion, Vaccine, read
 from tests.report.conftest import make_directory
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -96,11 +99,11 @@ def test_the_page_s_own_script_is_the_only_one_allowed(finished):
 
 def test_every_image_has_words(finished):
     _, parsed = finished
-    assert len(parsed.find("img")) == 8 * 3 + 2
+    assert len(parsed.find("img")) == 8 * 3 + 2 + 10 + 1
     assert all(image["alt"] for image in parsed.find("img"))
-    assert len(parsed.find("svg")) == 4
+    assert len(parsed.find("svg")) == 5
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in parsed.find("svg"))
-    assert len(parsed.find("figcaption")) == len(parsed.find("figure")) == 4
+    assert len(parsed.find("figcaption")) == len(parsed.find("figure")) == 5
 
 
 def test_ids_are_unique_and_every_anchor_leads_somewhere(reproduce):
@@ -155,6 +158,50 @@ def test_a_rejected_vaccine_is_told(reproduce):
     assert "Rejected: none of the 8 draws" in text and "switched off for this run" in text
 
 
+def test_the_inversion_is_told_and_its_triggers_are_shown(reproduce):
+    directory = reproduce(defenses=("sr", "abd"))
+    with np.load(directory / "students/badnet_sq-seed0-abd/inversion.npz") as archive:
+        arrays = dict(archive)
+    text, parsed = written(directory)
+    size, others = arrays["sizes"][0], np.median(arrays["sizes"][1:])
+    assert (
+        f"Suspected, the attacker’s: class 0. Its trigger has {size:.1f} pixels, the median of the others "
+        f"{others:.1f}, and flips 99.0\u202f% of other images." in text
+    )
+    assert ["3", f"{arrays['sizes'][3]:.1f}", f"{100 * arrays['flips'][3]:.1f}\u202f%"] in [
+        row[:3] for row in parsed.rows
+    ]
+
+    def picture(words: str) -> str:
+        return next(image["src"] for image in parsed.find("img") if words in image["alt"])
+
+    shown = picture("Trigger found for class 0, the suspected one").partition(",")[2]
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(shown)))), np.round(255 * arrays["masks"][0, ..., 0])
+    )
+    assert picture("true trigger badnet_sq") == picture("What the trigger changed, amplified")
+
+
+def test_without_examples_the_inverted_triggers_stand_alone(reproduce):
+    directory = reproduce()
+    (directory / "teachers/badnet_sq-seed0/examples.npz").unlink()
+    text, parsed = written(directory)
+    assert len(parsed.find("img")) == 2 + 10
+    assert "true trigger badnet_sq" not in text and "for comparison only" not in text
+
+
+def test_of_many_inverted_triggers_the_smallest_the_suspect_s_and_the_target_s_are_shown(reproduce):
+    directory = reproduce(classes=[f"sign {index}" for index in range(43)])
+    path = directory / "students/badnet_sq-seed0-abd/inversion.npz"
+    with np.load(path) as archive:
+        np.savez(path, **(dict(archive) | {"sizes": np.arange(43.0)[::-1], "suspect": np.int32(7)}))
+    (view,) = page.inversion_views(read(directory))
+    shown = [found.name for found in view.triggers if found.uri]
+    assert shown == ["sign 0", "sign 7", *(f"sign {index}" for index in range(35, 43))]
+    assert len(view.triggers) == 43
+    assert "some of the 43 classes" in written(directory)[0]
+
+
 def test_configuration_versions_device_and_command_are_there(finished):
     text, parsed = finished
     assert "<code>python -m experiments reproduce digits --out runs/demo</code>" in text
@@ -187,7 +234,7 @@ def test_hostile_text_stays_text(reproduce):
     text, parsed = written(directory)
     assert len(parsed.find("script")) == 1
     assert not parsed.find("i>") and not parsed.find("b")
-    assert "49" not in re.findall(r"\b49\b", text)
+    assert "49$x^2$" not in text
     assert "<script>alert" not in text and "<img src=x" not in text
     assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
 
@@ -197,6 +244,7 @@ def test_a_half_finished_directory_says_what_is_missing(reproduce):
     assert "Unfinished: 2 of 3 networks have a result" in text
     assert "No defended student has finished yet." in text
     assert "No run with a vaccine is there." in text
+    assert "No run with a trigger inversion is there." in text
     assert len(parsed.find("svg")) == 2  # the unfinished student's curve is shown as far as it goes
 
 
@@ -205,7 +253,7 @@ def test_a_directory_with_nothing_but_its_configuration_is_a_page(reproduce):
     for path in (directory / "results.json", *directory.glob("*/*/*")):
         path.unlink()
     text, parsed = written(directory)
-    assert text.count('class="absent"') == 6
+    assert text.count('class="absent"') == 7
     assert parsed.find("img") == []
 
 
@@ -264,6 +312,33 @@ def test_verdicts():
     assert page.verdict(vaccine(tail=0.03)).startswith("Accepted at trial 1")
     assert page.verdict(vaccine(enabled=False)).startswith("Rejected: the one draw did not reach")
     assert page.verdict(vaccine(enabled=False, trials=8)).startswith("Rejected: none of the 8 draws reached")
+
+
+def test_the_anomaly_index_is_neural_cleanse_s():
+    sizes = np.asarray([5.0, 40.0, 44.0, 38.0, 50.0])
+    np.testing.assert_allclose(page.anomaly(sizes), (40 - sizes) / (1.4826 * 4))
+    assert not page.anomaly(np.asarray([3.0, 3.0, 3.0])).any()
+
+
+def test_suspicions(reproduce):
+    run = read(reproduce(defenses=()))
+    blank = np.zeros((5, 2, 2, 1))
+
+    def inversion(suspect: int, *sizes: float) -> Inversion:
+        return Inversion(blank, blank, np.asarray(sizes), np.full(5, 0.9), suspect)
+
+    right = page.suspicion(run, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0))
+    assert right.startswith(
+        "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
+    )
+    assert right.endswith("Its anomaly index is 5.90, at least the bar of 2: it is used.")
+    wrong = page.suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
+    assert wrong.startswith("Suspected, wrongly: class 2.")
+    assert wrong.endswith("Its anomaly index is −1.35, below the bar of 2: it is not used.")
+    strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 6.5}})
+    assert page.suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 6.5: it is not used.")
+    unknown = dataclasses.replace(run, preset={})
+    assert page.suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
 
 
 def test_trials_use_the_last_one_s_deviations():

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from abd_jax.report import plots
-from abd_jax.report.reading import Curve, Student, Vaccine
+from abd_jax.report.reading import Curve, Inversion, Student, Vaccine
 
 STEPS = (10, 20, 30)
 
 
 def run(defense="none", seed=0, asr=(0.2, 0.5, 0.97), steps=STEPS, finished=True) -> Student:
     curve = Curve(steps, tuple(map(float, asr)), tuple(map(float, asr)), steps[-1])
-    return Student("badnet_sq", seed, defense, None, None, finished, curve, None, None)
+    return Student("badnet_sq", seed, defense, None, None, finished, curve, None, None, None)
 
 
 def vaccine(**changes) -> Vaccine:
@@ -31,6 +31,11 @@ def vaccine(**changes) -> Vaccine:
         "triggered": rng.normal(-3, 1, 50),
     }
     return Vaccine(**(values | changes))
+
+
+def inversion(sizes=(40.0, 6.5, 50.0), flips=(0.9, 1.0, 0.25), suspect=1) -> Inversion:
+    blank = np.zeros((len(sizes), 4, 4, 1))
+    return Inversion(blank, blank, np.asarray(sizes), np.asarray(flips), suspect)
 
 
 @pytest.mark.parametrize("positions", [[99.0, 92.0, 91.5, 91.0, 0.4, 0.2], [0.0] * 4, [100.0] * 5, [50.0], []])
@@ -113,3 +118,22 @@ def test_a_diagnosis_shows_what_there_is():
     assert plots.diagnosis(vaccine(synthetic=None, clean=None, triggered=None), "x") is None
     svg = plots.diagnosis(vaccine(clean=None), "x")
     assert "triggered test images" in svg and "clean test images" not in svg
+
+
+def test_trigger_sizes_are_bars_of_which_the_suspect_s_warns():
+    svg = plots.sizes(inversion(), {0: "cat", 1: "dog", 2: "a name without end"}, "x")
+    assert [svg.count(f"fill: var(--{color})") for color in ("tail", "bulk")] == [2, 2]  # a bar and its flip rate
+    assert all(f">{words}</text>" in svg for words in ("cat", "dog", "a name withou…", "90 %", "100 %", "25 %"))
+    label = re.search(r'aria-label="([^"]*)"', svg)[1]
+    assert "cat: 40.0 pixels, flips 90 %; dog (suspected): 6.5 pixels, flips 100 %; a name without end: 50.0" in label
+    assert "Median of all classes: 40.0 pixels" in label
+
+
+def test_only_the_named_classes_have_a_bar():
+    svg = plots.sizes(inversion(), {1: "dog", 2: "<b>$x$"}, "x")
+    assert ">90 %</text>" not in svg and "cat" not in svg
+    assert "<b>" not in svg and "&lt;b&gt;$x$" in svg
+
+
+def test_triggers_of_no_pixel_are_drawn():
+    assert plots.sizes(inversion(sizes=(0.0, 0.0, 0.0)), {0: "", 1: "1"}, "x").startswith("<svg ")

@@ -46,7 +46,8 @@ def test_everything_comes_in_the_order_asked_for(reproduce):
     assert student.finished and student.vaccine is not None and student.samples is not None
     assert student.teacher_digest == "5f" * 32
     assert student.curve.last_step == 600 and student.curve.steps[-1] == 600
-    assert run.students[0].vaccine is None
+    assert student.inversion is not None and student.inversion.suspect == 0
+    assert run.students[0].vaccine is None and run.students[0].inversion is None
 
 
 def test_a_trigger_name_may_hold_dashes(reproduce):
@@ -117,6 +118,7 @@ MALFORMED = [
     ("students/badnet_sq-seed0-abd/metrics.jsonl", b'{"step": 1, "acc": 2, "asr": 0}\n', "line 1: acc and asr"),
     ("students/badnet_sq-seed0-abd/samples.npz", b"PK\x03\x04 torn", "not a readable npz"),
     ("students/badnet_sq-seed0-abd/vaccine.npz", b"", "not a readable npz"),
+    ("students/badnet_sq-seed0-abd/inversion.npz", b"nonsense", "not a readable npz"),
     ("teachers/badnet_sq-seed0/examples.npz", b"nonsense", "not a readable npz"),
 ]
 
@@ -161,6 +163,44 @@ def test_a_vaccine_that_is_not_finite_is_named(reproduce):
     np.savez(path, **(arrays | {"log_kl": np.full((1, 4), np.nan)}))
     with pytest.raises(ValueError, match=r"vaccine\.npz: log_kl: expected finite"):
         read(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"masks": np.zeros((3, 4, 4), np.float32)}, r"masks: expected \[2 or more classes"),
+        ({"masks": np.zeros((1, 4, 4, 1), np.float32)}, r"masks: expected \[2 or more classes"),
+        ({"masks": np.zeros((3, 4, 4, 2), np.float32)}, r"masks: expected numbers in \[0, 1\] of shape \[3, 4, 4, 1\]"),
+        ({"masks": np.full((3, 4, 4, 1), 1.5)}, r"masks: expected numbers in \[0, 1\]"),
+        ({"patterns": np.full((3, 4, 4, 3), np.nan)}, r"patterns: expected numbers in \[0, 1\]"),
+        ({"patterns": np.zeros((3, 4, 5, 3))}, r"patterns: .* of shape \[3, 4, 4, 3\]"),
+        ({"patterns": np.zeros((3, 4, 4, 3), np.uint8)}, r"patterns: expected numbers in"),
+        ({"sizes": np.asarray([1.0, 2.0])}, r"sizes: expected numbers in \[0, 16\] of shape \[3\]"),
+        ({"sizes": np.asarray([1.0, 2.0, -1.0])}, r"sizes: expected numbers in \[0, 16\]"),
+        ({"sizes": np.asarray([1.0, 2.0, np.inf])}, r"sizes: expected numbers in \[0, 16\]"),
+        ({"flips": np.asarray([0.0, 1.1, 0.0])}, r"flips: expected numbers in \[0, 1\] of shape \[3\]"),
+        ({"suspect": np.int32(3)}, r"suspect: expected one whole number from 0 to 2"),
+        ({"suspect": np.float32(1)}, r"suspect: expected one whole number"),
+        ({"suspect": np.asarray([1])}, r"suspect: expected one whole number"),
+        ({"flips": None}, r"missing arrays: flips"),
+    ],
+)
+def test_a_malformed_inversion_is_named(reproduce, changes, message):
+    directory = reproduce()
+    path = directory / "students/badnet_sq-seed0-abd/inversion.npz"
+    arrays = {
+        "masks": np.zeros((3, 4, 4, 1), np.float32),
+        "patterns": np.ones((3, 4, 4, 3), np.float32),
+        "sizes": np.zeros(3, np.float32),
+        "flips": np.ones(3, np.float32),
+        "suspect": np.int32(2),
+    }
+    np.savez(path, **arrays)
+    assert read(directory).students[1].inversion.suspect == 2
+    np.savez(path, **{name: array for name, array in (arrays | changes).items() if array is not None})
+    with pytest.raises(ValueError, match=message) as caught:
+        read(directory)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_directory_that_is_none_says_so(tmp_path: Path):
