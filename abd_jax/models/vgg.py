@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array
 
 from abd_jax.models.layers import BatchNorm, BatchNormTap, Conv, Norm, gather
@@ -24,12 +25,17 @@ def named(name: str, num_classes: int, dtype: jnp.dtype) -> VGG | None:
 
 
 def _halve(x: Array) -> Array:
-    """Maximum over 2×2 pixels; an odd last row or column is left out, and a side of one pixel is left alone."""
-    rows, columns = (min(2, side) for side in x.shape[1:3])
-    batch, height, width, channels = x.shape
-    height, width = height // rows, width // columns
-    even = x[:, : height * rows, : width * columns]
-    return even.reshape(batch, height, rows, width, columns, channels).max(axis=(2, 4))
+    """Maximum over 2×2 pixels; an odd last row or column is left out, and a side of one pixel is left alone.
+
+    Written with `where`: the gradient of a maximum over an axis divides by the number of values that equal it, which is
+    none, and the gradient NaN, where XLA computes a value twice and rounds it in two ways. Of equals, the first counts.
+    """
+    for axis in (1, 2):
+        if x.shape[axis] > 1:
+            even = lax.slice_in_dim(x, 0, x.shape[axis] // 2 * 2, axis=axis)
+            first, second = (lax.slice_in_dim(even, start, None, 2, axis) for start in (0, 1))
+            x = jnp.where(first >= second, first, second)
+    return x
 
 
 class VGG(nn.Module):

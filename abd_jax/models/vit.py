@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
@@ -105,7 +104,8 @@ class Block(nn.Module):
         h = self.qkv(gather(self.norm1(x).astype(self.dtype), gathers.get("qkv")))
         batch, _, tokens, _ = x.shape
         q, k, v = jnp.moveaxis(h.reshape(batch, tokens, 3, self.heads, self.features // self.heads), 2, 0)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        scores = jnp.einsum("bqhf,bkhf->bhqk", q, k).astype(jnp.float32) * (self.features // self.heads) ** -0.5
+        h = jnp.einsum("bhqk,bkhf->bqhf", nn.softmax(scores).astype(self.dtype), v).reshape(x.shape)
         x = x + self.proj(gather(h, gathers.get("proj")))
         h = self.fc1(gather(self.norm2(x).astype(self.dtype), gathers.get("fc1")))
         return x + self.fc2(gather(nn.gelu(h, approximate=False), gathers.get("fc2")))
