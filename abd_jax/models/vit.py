@@ -101,13 +101,13 @@ class Block(nn.Module):
         self.fc2 = Linear(self.features, self.dtype)
 
     def __call__(self, x: Array, gathers: Mapping[str, Array]) -> Array:
-        h = self.qkv(gather(self.norm1(x).astype(self.dtype), gathers.get("qkv")))
+        h = self.qkv(gather(self.norm1(x.astype(jnp.float32)).astype(self.dtype), gathers.get("qkv")))
         batch, _, tokens, _ = x.shape
         q, k, v = jnp.moveaxis(h.reshape(batch, tokens, 3, self.heads, self.features // self.heads), 2, 0)
         scores = jnp.einsum("bqhf,bkhf->bhqk", q, k).astype(jnp.float32) * (self.features // self.heads) ** -0.5
         h = jnp.einsum("bhqk,bkhf->bqhf", nn.softmax(scores).astype(self.dtype), v).reshape(x.shape)
         x = x + self.proj(gather(h, gathers.get("proj")))
-        h = self.fc1(gather(self.norm2(x).astype(self.dtype), gathers.get("fc1")))
+        h = self.fc1(gather(self.norm2(x.astype(jnp.float32)).astype(self.dtype), gathers.get("fc1")))
         return x + self.fc2(gather(nn.gelu(h, approximate=False), gathers.get("fc2")))
 
 
@@ -180,5 +180,5 @@ class VisionTransformer(nn.Module):
         return self._classify(h)[0]
 
     def _classify(self, h: Array) -> tuple[Array, Array]:
-        embedding = self.norm(h[:, 0, 0]).astype(jnp.float32)
+        embedding = self.norm(h[:, 0, 0].astype(jnp.float32))
         return self.fc(embedding), embedding
