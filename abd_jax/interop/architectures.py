@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -212,7 +211,7 @@ def _check(state: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]],
 def _checked(name: str, stored: Stored, leaf: str) -> np.ndarray:
     value = np.asarray(stored.load())
     real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
-    if not real and value.dtype != ml_dtypes.bfloat16:
+    if not real and value.dtype != jnp.bfloat16:
         raise ValueError(f"{name} has dtype {value.dtype}: allowed are real numbers")
     with np.errstate(over="ignore"):
         value = value.astype(np.float32)

@@ -20,9 +20,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from abd_jax.interop.stored import Stored
@@ -36,7 +36,7 @@ _STORAGES = {
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.HalfStorage": np.dtype("<f2"),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
     "torch.LongStorage": np.dtype("<i8"),
     "torch.IntStorage": np.dtype("<i4"),
     "torch.ShortStorage": np.dtype("<i2"),
@@ -101,7 +101,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.locate = locate
 
-    def run(self, file: IO[bytes] | mmap.mmap) -> Any:
+    def run(self, file: io.BytesIO | mmap.mmap) -> Any:
         """Runs one pickle and leaves the file behind it.
 
         Raises:
@@ -209,7 +209,7 @@ class _Machine:
             flat = np.frombuffer(read(), storage.dtype)[offset:]
             steps = [step * storage.dtype.itemsize for step in stride]
             array = np.lib.stride_tricks.as_strided(flat, size, steps, writeable=False)
-            return array.astype(np.float32 if storage.dtype == ml_dtypes.bfloat16 else storage.dtype)
+            return array.astype(np.float32 if storage.dtype == jnp.bfloat16 else storage.dtype)
 
         return Stored(size, load)
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import msgpack
 import numpy as np
 from flax import serialization
 from flax.traverse_util import flatten_dict
@@ -109,7 +108,8 @@ def _open_safetensors(path: Path) -> Iterator[Contents]:
             def load(name: str) -> Callable[[], np.ndarray]:
                 return lambda: file.get_tensor(name)
 
-            arrays = {name: Stored(tuple(file.get_slice(name).get_shape()), load(name)) for name in file.keys()}
+            names = list(file.keys())
+            arrays = {name: Stored(tuple(file.get_slice(name).get_shape()), load(name)) for name in names}
             yield Contents("torch", without_prefixes(arrays), dict(file.metadata() or {}))
     except SafetensorError as error:
         raise ValueError(f"damaged safetensors file ({error})") from error
@@ -120,7 +120,7 @@ def _read_msgpack(path: Path) -> dict[str, Stored]:
         raise ValueError("no PyTorch or safetensors file, and too large for Flax's msgpack (at most 4 GiB)")
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
-    except (msgpack.exceptions.UnpackException, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(
             f"no safetensors, PyTorch or Flax msgpack file, or a damaged one ({type(error).__name__})"
         ) from error

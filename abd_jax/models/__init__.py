@@ -21,9 +21,9 @@ from abd_jax.models.vit import VisionTransformer
 from abd_jax.models.wide_resnet import WideResNet
 
 __all__ = [
-    "BatchNormTap",
     "VGG",
     "Architecture",
+    "BatchNormTap",
     "Forward",
     "Generator",
     "Leaf",

@@ -1,4 +1,4 @@
-"""VGG with batch normalization (Simonyan & Zisserman, 2015, arXiv 1409.1556), one linear classifier, for small images."""
+"""VGG with batch normalization (Simonyan & Zisserman, 2015, arXiv 1409.1556) and one linear layer, for small images."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_maxima_of_2_by_2_and_their_derivatives(shape):
 
 
 def test_the_gradient_of_a_maximum_is_finite_in_a_compiled_network():
-    """jnp.max over an axis has a NaN here: its gradient looks for the values that equal a maximum computed elsewhere."""
+    """jnp.max over an axis has a NaN here: its gradient looks for values that equal a maximum computed apart."""
     network, images = networks.network("vgg-11", 5), networks.images(0, 2)
     gradient = jax.jit(jax.grad(lambda x, network: jnp.sum(network(x).logits)))
     for step in (-1e-3, 1e-3):
