@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,16 +108,15 @@ class _Machine:
             ValueError: an opcode or a name that is not allowed, or no pickle at all.
         """
         try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            for count, (name, argument) in enumerate(_opcodes(file)):
                 if count > _MOST_OPCODES:
                     raise ValueError(f"its pickle has more than {_MOST_OPCODES} opcodes")
-                if opcode.name == "STOP":
-                    (result,) = self.stack
-                    return result
-                self._step(opcode.name, argument)
+                self._step(name, argument)
         except (IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
             raise ValueError(f"its pickle is damaged ({type(error).__name__})") from error
-        raise ValueError("its pickle has no end")
+        if len(self.stack) != 1:
+            raise ValueError("its pickle is damaged (not one value at its end)")
+        return self.stack[0]
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -212,6 +211,19 @@ class _Machine:
             return array.astype(np.float32 if storage.dtype == jnp.bfloat16 else storage.dtype)
 
         return Stored(size, load)
+
+
+def _opcodes(file: io.BytesIO | mmap.mmap) -> Iterator[tuple[str, Any]]:
+    """The opcodes up to the first STOP, with their arguments; they are decoded, not carried out."""
+    opcodes = pickletools.genops(cast(IO[bytes], file))
+    while True:
+        try:
+            opcode, argument, _ = next(opcodes)
+        except ValueError as error:
+            raise ValueError(f"its pickle is damaged ({str(error)[:80]})") from error
+        if opcode.name == "STOP":
+            return
+        yield opcode.name, argument
 
 
 def _of(kind: type, value: Any) -> Any:

@@ -130,12 +130,12 @@ def test_other_ways_to_call(place, body):
     ],
 )
 def test_nonsense(place, body):
-    refused(place(program(body)), "damaged|refused|no PyTorch file|no end|holds a")
+    refused(place(program(body)), "damaged|refused|no PyTorch file|holds a")
 
 
 def test_deep_nesting_does_not_exhaust_the_stack(place):
-    deep = b"N" + b"\x85" * 2_000_000
-    refused(place(program(deep)), "holds a tuple|no PyTorch file")
+    deep = b"N" + b"\x85" * 200_000
+    refused(place(program(deep)), "holds a tuple|damaged")
     refused(place(program(b"}" + deep + b"Ns")), "damaged")  # as a key it would be hashed, level by level
 
 
@@ -177,9 +177,9 @@ def test_declared_sizes_are_checked_first(tmp_path, case):
 
 
 def test_many_tensors_of_one_storage_take_memory_only_when_read(tmp_path):
-    """10 000 tensors of 4 MB each in a file of 5 MB: names that no network has are told before any is read."""
+    """1000 tensors of 4 MB each in a file of 5 MB: names that no network has are told before any is read."""
     count = 1_000_000
-    body = mapping({f"w{i}": tensor("0", count, [count], [1]) for i in range(10_000)})
+    body = mapping({f"w{i}": tensor("0", count, [count], [1]) for i in range(1000)})
     path = write_zip(tmp_path / "teacher.pth", body, {"0": bytes(4 * count)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"teacher.pth: the state dict is no wrn-10-1 .*: missing .* and \d+ more"):
