@@ -102,7 +102,7 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
         "architecture": facts.get("architecture"),
         "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(network.params)):,}",
         "classes": network.module.num_classes,
-        "input": f"{height} × {width} pixels, {channels} channel(s), values in [0, 1], `[batch, height, width, channels]`",
+        "input": f"{height} × {width} pixels, {channels} channel(s), in [0, 1], `[batch, height, width, channels]`",
         "normalization (inside)": f"mean {list(network.mean)}, standard deviation {list(network.std)}",
         "compute dtype": jnp.dtype(network.module.dtype).name,
         "SHA-256 of the variables": facts.get("digest"),
@@ -112,7 +112,9 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
     lines = [f"# {file}", "", *_table({name: value for name, value in about.items() if value is not None})]
     lines += ["", "## Where it comes from", "", *_table({name: facts.get(name, "not known") for name in origin})]
     rates = {shown: f"{100 * facts[name]:.2f} %" for name, shown in measured.items() if name in facts}
-    meaning = "ACC: accuracy on clean test images. ASR: triggered ones given the attacker's class. RA: keeping their own."
+    meaning = (
+        "ACC: accuracy on clean test images. ASR: triggered ones given the attacker's class. RA: keeping their own."
+    )
     lines += ["", "## Measured", "", *([*_table(rates), "", meaning] if rates else ["Nothing is known."])]
     settings = {name: value for name, value in facts.items() if name.startswith("preset.")}
     if settings:

@@ -1,6 +1,6 @@
-"""Files that PyTorch itself wrote, of torchvision's, timm's and this literature's networks: the same logits as there."""
+"""Files that PyTorch itself wrote, of torchvision's, timm's and this literature's networks: the same logits."""
 
-import importlib.metadata
+import unittest.mock
 
 import jax
 import numpy as np
@@ -14,21 +14,21 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 
-if torch.version.cuda is None and "cpu" not in importlib.metadata.version("torchvision"):
-    # PyPI's torchvision is built for CUDA's PyTorch and cannot load its operators beside another; the networks need
-    # none, but its import wants this one to exist.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+with unittest.mock.patch("torch.library.register_fake", lambda *_, **__: lambda function: function):
+    # A torchvision that is built for another PyTorch (PyPI's beside a CPU build) has no operators, and its import
+    # fails where it describes them; the networks need none.
+    vision = pytest.importorskip("torchvision")
+    models = pytest.importorskip("timm")
 
 
 def torchvision(name):
-    return lambda classes, side: getattr(pytest.importorskip("torchvision").models, name)(num_classes=classes)
+    return lambda classes, side: getattr(vision.models, name)(num_classes=classes)
 
 
 def timm(name, **options):
     def make(classes, side):
         sized = {"img_size": side} if name.startswith("vit") else {}
-        return pytest.importorskip("timm").create_model(name, num_classes=classes, **sized, **options)
+        return models.create_model(name, num_classes=classes, **sized, **options)
 
     return make
 

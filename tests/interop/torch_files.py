@@ -68,7 +68,12 @@ def write_zip(path, body, contents, compression=zipfile.ZIP_STORED, byteorder=b"
 
 
 def write_legacy(path, body, contents, itemsize=4, little_endian=b"\x88", keys=None):
-    head = [number(0x1950A86A20F9469CFC6C), number(1001), mapping({"protocol_version": number(1001), "little_endian": little_endian}), body]
+    head = [
+        number(0x1950A86A20F9469CFC6C),
+        number(1001),
+        mapping({"protocol_version": number(1001), "little_endian": little_endian}),
+        body,
+    ]
     head += [b"](" + b"".join(map(word, keys or contents)) + b"e"]
     data = b"".join(program(part) for part in head)
     for content in contents.values():
