@@ -122,7 +122,7 @@ def infer(arrays: Mapping[str, Stored]) -> tuple[str, ...]:
         depth = len(indices(r"blocks[._](\d+)\.norm1\.weight"))
         sizes = [name for name, known in SIZES.items() if known[:2] == (depth, token[0][-1])]
         return tuple(f"vit-{size}-{patch}" for size in sizes if patch)
-    if indices(r"features[._](17)\..*"):
+    if indices(r"features[._]17\.(conv|expand)\..*"):
         return ("mobilenet-v2", "mobilenet-v2-imagenet")
     count = len(indices(r"conv[1-5]_(\d)\.weight" if ours else r"features\.(\d+)\.running_mean"))
     return tuple(f"vgg-{depth}" for depth, groups in GROUPS.items() if sum(groups) == count)

@@ -86,3 +86,7 @@ def save(path, state, legacy=False, wrap=lambda items: items):
     items, contents = tensors(state, legacy)
     write = write_legacy if legacy else write_zip
     return write(path, mapping(wrap(items)), contents)
+
+
+def save_as(path, state, kind):
+    return save(path, {name: array.astype(kind) for name, array in state.items()})
