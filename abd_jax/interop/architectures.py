@@ -120,7 +120,7 @@ def infer(arrays: Mapping[str, Stored]) -> tuple[str, ...]:
     if token := [shape for name, shape in shapes.items() if name in ("cls_token", "tokens.cls_token")]:
         patch = side("patch_embed.proj.weight") or side("patch_embed.weight")
         depth = len(indices(r"blocks[._](\d+)\.norm1\.weight"))
-        sizes = [name for name, known in SIZES.items() if known[:2] == (depth, token[0][-1])]
+        sizes = [name for name, known in SIZES.items() if known[:2] == (depth, *token[0][-1:])]
         return tuple(f"vit-{size}-{patch}" for size in sizes if patch)
     if indices(r"features[._]17\.(conv|expand)\..*"):
         return ("mobilenet-v2", "mobilenet-v2-imagenet")
