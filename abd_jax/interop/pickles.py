@@ -28,9 +28,9 @@ import numpy as np
 from abd_jax.interop.stored import Stored
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 32 * 2**20
 """Of a pickle, tensors' contents apart; a state dict of 10 000 entries has 2 MiB."""
-_MOST_OPCODES = 5_000_000
+_MOST_OPCODES = 1_000_000
 _MOST_AXES = 8
 _STORAGES = {
     "torch.DoubleStorage": np.dtype("<f8"),
