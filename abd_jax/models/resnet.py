@@ -129,7 +129,7 @@ class ResNet(nn.Module):
         h, tap = self.bn1(self.conv1(images.astype(self.dtype)), norm)
         h = nn.relu(h)
         if self.imagenet:
-            h = nn.max_pool(h, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            h = nn.max_pool(h, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         entries: list[Array] = []
         stages: list[Array] = []
         taps = [tap]
