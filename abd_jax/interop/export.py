@@ -58,9 +58,10 @@ def to_onnx(network: Network, architecture: str) -> bytes:
     """An ONNX model by jax2onnx, for a batch of any size; its input is `images`, its output `logits`.
 
     Raises:
-        ValueError: jax2onnx is not installed.
+        ValueError: jax2onnx is not installed, or onnxruntime computes other logits from what it made.
     """
     try:
+        import onnxruntime
         from jax2onnx import to_onnx as convert
     except ImportError as error:
         raise ValueError("format onnx needs the extra `onnx`: pip install 'abd-jax[onnx]'") from error
@@ -71,7 +72,13 @@ def to_onnx(network: Network, architecture: str) -> bytes:
         input_names=["images"],
         output_names=["logits"],
     )
-    return model.SerializeToString()
+    content = model.SerializeToString()
+    images = np.random.default_rng(0).uniform(size=(2, *network.input_shape)).astype(np.float32)
+    (there,) = onnxruntime.InferenceSession(content).run(["logits"], {"images": images})
+    here = np.asarray(jax.jit(_logits(network))(jnp.asarray(images)))
+    if not np.allclose(there, here, rtol=1e-3, atol=1e-3 * np.abs(here).max()):
+        raise ValueError(f"format onnx: jax2onnx converted this {architecture} to a network with other logits")
+    return content
 
 
 FORMATS: dict[str, Callable[[Network, str], bytes]] = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array
 
 from abd_jax.models.layers import BatchNorm, BatchNormTap, Conv, Norm, gather, orders_in
@@ -24,6 +25,21 @@ def named(name: str, num_classes: int, dtype: jnp.dtype) -> ResNet | None:
     """The module that the name stands for, if it is one of `NAMES`."""
     match = re.fullmatch(r"resnet-(18|34|50)(-imagenet)?", name)
     return match and ResNet(int(match[1]), num_classes, imagenet=bool(match[2]), dtype=dtype)
+
+
+def _maximum(x: Array) -> Array:
+    """Maximum over 3×3 pixels with stride 2 and one pixel of padding, axis by axis; of equals, the first counts.
+
+    Slices and `where`, since jax2onnx converts flax's `max_pool` to something else.
+    """
+    for axis in (1, 2):
+        length = (x.shape[axis] - 1) // 2 + 1
+        padded = jnp.pad(x, [(1, 1) if at == axis else (0, 0) for at in range(4)], constant_values=-jnp.inf)
+        parts = [lax.slice_in_dim(padded, at, min(at + 2 * length, padded.shape[axis]), 2, axis) for at in range(3)]
+        first, second, third = (lax.slice_in_dim(part, 0, length, axis=axis) for part in parts)
+        x = jnp.where(first >= second, first, second)
+        x = jnp.where(x >= third, x, third)
+    return x
 
 
 class Block(nn.Module):
@@ -129,7 +145,7 @@ class ResNet(nn.Module):
         h, tap = self.bn1(self.conv1(images.astype(self.dtype)), norm)
         h = nn.relu(h)
         if self.imagenet:
-            h = nn.max_pool(h, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            h = _maximum(h)
         entries: list[Array] = []
         stages: list[Array] = []
         taps = [tap]

@@ -79,7 +79,7 @@ def test_flax_restores_the_variables():
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["wrn-10-1", "resnet-18", "vgg-11", "mobilenet-v2", "vit-nano-4"])
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet-18-imagenet", "vgg-11", "mobilenet-v2", "vit-nano-4"])
 def test_onnx_gives_the_same_logits(name):
     """With the extra `onnx` alone."""
     pytest.importorskip("jax2onnx")
