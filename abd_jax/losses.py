@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from abd_jax.models import Network
+
 _EPSILON = 1e-12
 
 
@@ -49,10 +51,31 @@ def attention_transfer(
     """
     shapes = [[m.shape for m in maps] for maps in (student_maps, teacher_maps)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"attention maps of student and teacher differ in shape: {shapes[0]} and {shapes[1]}")
+        raise ValueError(
+            f"attention maps of student and teacher differ in shape: {shapes[0]} and {shapes[1]}; "
+            "take two networks of one family, or weight 0 for attention transfer"
+        )
     return sum(
         jnp.mean(jnp.square(s - t), axis=-1) for s, t in zip(student_maps, teacher_maps, strict=True)
     ) + jnp.zeros(())
+
+
+def check_attention_transfer(student: Network, teacher: Network) -> None:
+    """Whether attention can be transferred between two networks, without computing anything.
+
+    Raises:
+        ValueError: their stages differ in number or resolution.
+    """
+    sides = []
+    for network in (student, teacher):
+        images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+        stages = jax.eval_shape(lambda network, images: network(images).stages, network, images)
+        sides.append(["×".join(map(str, stage.shape[1:3])) for stage in stages])
+    if sides[0] != sides[1]:
+        raise ValueError(
+            f"student.attention above 0 needs stages of equal resolution: the student's are {', '.join(sides[0])} "
+            f"pixels, the teacher's {', '.join(sides[1])}; take two networks of one family, or student.attention 0"
+        )
 
 
 def class_imbalance(logits: Float[Array, "batch classes"]) -> Float[Array, ""]:

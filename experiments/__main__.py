@@ -9,6 +9,7 @@ COMMANDS = {
     "teacher": "train one poisoned teacher",
     "distill": "distil one student from a teacher, without data",
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
+    "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
     "bench": "time our steps beside eager PyTorch's (extra: torch)",

@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 import functools
-import re
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from abd_jax.models import mobilenet, resnet, vgg, vit, wide_resnet
 from abd_jax.models.generator import Generator
 from abd_jax.models.layers import BatchNormTap, Norm
+from abd_jax.models.mobilenet import MobileNetV2
 from abd_jax.models.network import Forward, Network, initialize
+from abd_jax.models.resnet import ResNet
 from abd_jax.models.typing import Leaf
+from abd_jax.models.vgg import VGG
+from abd_jax.models.vit import VisionTransformer
 from abd_jax.models.wide_resnet import WideResNet
 
 __all__ = [
+    "VGG",
+    "Architecture",
     "BatchNormTap",
     "Forward",
     "Generator",
     "Leaf",
+    "MobileNetV2",
     "Network",
     "Norm",
+    "ResNet",
+    "VisionTransformer",
     "WideResNet",
     "abstract",
     "build",
     "create",
 ]
 
-_WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")
+Architecture: TypeAlias = WideResNet | ResNet | VGG | MobileNetV2 | VisionTransformer
+FAMILIES = (wide_resnet, resnet, vgg, mobilenet, vit)
+"""Each has `NAMES`, the names it knows in words, and `named(name, num_classes, dtype)`, the module or None."""
 SIZES = range(8, 65)
 
 
-def build(name: str, num_classes: int, dtype: str = "float32") -> WideResNet:
+def build(name: str, num_classes: int, dtype: str = "float32") -> Architecture:
     """The module of an architecture by name.
 
     Args:
-        name: `wrn-<depth>-<width>`, depth 6n + 4.
+        name: one of the `NAMES` of a family, in small or capital letters.
         num_classes: size of the logits.
         dtype: compute dtype, `float32` or `bfloat16`.
 
     Raises:
         ValueError: no such architecture.
     """
-    match = _WIDE_RESNET.fullmatch(name.lower())
-    depth, width = map(int, match.groups()) if match else (0, 0)
-    if not (10 <= depth <= 100 and depth % 6 == 4 and 1 <= width <= 20):
-        raise ValueError(
-            f"unknown architecture {name!r}: allowed are wrn-D-W with depth D = 10, 16, 22, … (6n + 4, at most 100) "
-            "and width W = 1 … 20"
-        )
-    return WideResNet(depth=depth, width=width, num_classes=num_classes, dtype=jnp.dtype(dtype))
+    for family in FAMILIES:
+        module = family.named(name.lower(), num_classes, jnp.dtype(dtype))
+        if module is not None:
+            return module
+    allowed = "; ".join(family.NAMES for family in FAMILIES)
+    raise ValueError(f"unknown architecture {name!r}: allowed are {allowed}")
 
 
 def create(

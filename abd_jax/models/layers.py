@@ -8,7 +8,7 @@ pass serves distillation, DeepInversion and the update of the running statistics
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -170,6 +170,34 @@ def Conv(features: int, size: int = 3, stride: int = 1, **options) -> nn.Conv:
         conv_general_dilated=_as_conv_general_dilated,
         **options,
     )
+
+
+@jax.custom_vjp
+def permute(x: Array, order: Array) -> Array:
+    """Reorders the channels of each copy in a batch of copies: `x[i, …, c] → x[i, …, order[i, c]]`.
+
+    Each row of `order` is a permutation, so the transpose is the same gather with the inverse one; JAX's own is a
+    scatter, which on CPU takes 10 to 15 times as long (43 against 3 ms for `[384, 16, 16, 64]`).
+    """
+    copies = x.reshape(order.shape[0], -1, *x.shape[1:])
+    take = jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1, mode="clip"))
+    return take(copies, order).reshape(x.shape)
+
+
+permute.defvjp(
+    lambda x, order: (permute(x, order), order),
+    lambda order, cotangent: (permute(cotangent, jnp.argsort(order, axis=-1)), None),
+)
+
+
+def gather(x: Array, order: Array | None) -> Array:
+    """`permute`, or nothing where there is no order: what stands in front of every kernel that can be shuffled."""
+    return x if order is None else permute(x, order)
+
+
+def orders_in(block: str, gathers: Mapping[str, Array]) -> dict[str, Array]:
+    """The orders of a block's own kernels, by their names inside it."""
+    return {path.rpartition("/")[2]: order for path, order in gathers.items() if path.rpartition("/")[0] == block}
 
 
 @struct.dataclass

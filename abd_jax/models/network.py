@@ -44,9 +44,10 @@ class Classifier(Protocol):
 
     num_classes: int
     kernels: tuple[str, ...]
-    """Paths of all convolution kernels' modules, in forward order."""
+    """Paths of the modules whose HWIO kernels mix channels, in forward order: the stem, which cannot be shuffled, then
+    those that can."""
     batch_norms: tuple[str, ...]
-    """Paths of all batch normalizations, in forward order."""
+    """Paths of all batch normalizations, in forward order; none in a network without."""
 
     def entry_of(self, kernel: str) -> int:
         """The last entry at or before the kernel."""
@@ -89,13 +90,27 @@ class Network:
         return logits.reshape(copies, activation.shape[0], -1)
 
     def absorb(self, forward: Forward) -> Network:
-        """Moves the batch statistics of a pass into the running ones, by a tenth."""
+        """Moves the batch statistics of a pass into the running ones, by a tenth; nothing without normalization."""
+        if not self.module.batch_norms:
+            return self
         stats = flatten_dict(self.variables["batch_stats"], sep="/")
         for path, tap in zip(self.module.batch_norms, forward.batch_norm, strict=True):
             for name, new in (("mean", tap.mean), ("var", tap.variance)):
                 old = stats[f"{path}/{name}"]
                 stats[f"{path}/{name}"] = old + BATCH_NORM_MOMENTUM * (jax.lax.stop_gradient(new) - old)
         return dataclasses.replace(self, variables={**self.variables, "batch_stats": unflatten_dict(stats, sep="/")})
+
+    def require_batch_norm(self, who: str) -> None:
+        """For whoever reads `Forward.batch_norm` or the running statistics.
+
+        Args:
+            who: the option and its value that need them, e.g. `method 'cmi'`.
+
+        Raises:
+            ValueError: the network has no batch normalization.
+        """
+        if not self.module.batch_norms:
+            raise ValueError(f"{who}: needs a network with batch normalization, and this one has none")
 
     @property
     def params(self) -> Any:

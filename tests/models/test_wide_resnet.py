@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abd_jax import models
-from abd_jax.models import wide_resnet
+from abd_jax.models import layers
 from tests import networks, reference
 
 forward = jax.jit(lambda network, images, norm: network(images, norm), static_argnums=2)
@@ -222,5 +222,5 @@ def test_the_gradient_through_a_permutation_is_the_gathers_own():
         gradient = jax.grad(lambda x: jnp.sum(weights * jnp.sin(permute(x, order))))
         return permute(x, order), gradient(x), jax.grad(lambda x: jnp.vdot(gradient(x), x))(x)
 
-    for ours, derived in zip(derivatives(wide_resnet._permute), derivatives(plain), strict=True):
+    for ours, derived in zip(derivatives(layers.permute), derivatives(plain), strict=True):
         np.testing.assert_allclose(ours, derived, rtol=1e-6, atol=1e-6)

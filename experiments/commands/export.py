@@ -1,0 +1,69 @@
+"""`export`: a run's network as one file for elsewhere, with a model card beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from abd_jax.interop import export
+from abd_jax.training import checkpoint
+from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE
+from experiments.console import parse, stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Options of `export`."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run's directory (its last network), or a network's own: RUN/network, RUN/best."""
+    format: Literal["safetensors", "stablehlo", "onnx", "flax"]
+    """safetensors: weights, PyTorch's names; stablehlo: the function, for JAX; onnx: the function; flax: weights."""
+    out: Path
+    """The file; its model card is FILE.md."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+def main(argv: list[str]) -> None:
+    """Parses, exports and prints."""
+    options = parse(Export, argv, prog="export", description="A run's network as one file, with a model card.")
+    beside = options.out.with_name(f"{options.out.name}.md")
+    for path in (options.out, beside):
+        if path.is_dir() or (path.exists() and not options.overwrite):
+            raise ValueError(f"--out {path}: exists already; use --overwrite to replace it, or another name")
+    if not options.out.absolute().parent.is_dir():
+        raise ValueError(f"--out {options.out}: there is no directory {options.out.absolute().parent}")
+    inner = options.directory / "network"
+    whole = inner.is_dir() or options.directory.name == "network"
+    network, notes = checkpoint.load_network(inner if inner.is_dir() else options.directory)
+    run = options.directory if inner.is_dir() else options.directory.absolute().parent
+    facts = _read(run / CONFIG_FILE) | (_read(run / RESULT_FILE) if whole else {}) | notes
+    content = export.FORMATS[options.format](network, notes["architecture"])
+    card = export.card(network, options.format, options.out.name, _flat(facts))
+    export.write(options.out, content)
+    export.write(beside, card.encode())
+    stdout.print(f"{options.out} ({len(content):,} bytes), model card {beside}", highlight=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted names."""
+    merged: dict[str, Any] = {}
+    for name, value in tree.items():
+        merged |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return merged
