@@ -165,7 +165,7 @@ def anomaly(inversion: Inversion) -> Float[Array, ""]:
 
     Neural Cleanse takes sizes themselves; these spread over the classes by factors, not by differences.
     """
-    sizes = jnp.log(inversion.sizes)
+    sizes = jnp.log(jnp.maximum(inversion.sizes, 1e-6))
     median = jnp.median(sizes)
     deviation = 1.4826 * jnp.median(jnp.abs(sizes - median))
     return (median - sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)

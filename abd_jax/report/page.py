@@ -424,8 +424,9 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
 
 
 def anomaly(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """Neural Cleanse's index: (median − size) / (1.4826 · median absolute deviation)."""
-    below = np.median(sizes) - sizes
+    """(median − log size) / (1.4826 · median absolute deviation), as `trigger_inversion.anomaly` of each class."""
+    logs = np.log(np.maximum(sizes, 1e-6))
+    below = np.median(logs) - logs
     deviation = 1.4826 * np.median(np.abs(below))
     return below / max(deviation, 1e-6)
 

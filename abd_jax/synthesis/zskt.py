@@ -38,8 +38,8 @@ class ZSKTConfig(SynthesisConfig):
         learning_rate: Adam's, decayed by a cosine to 0 over the run.
         temperature: of both softmaxes.
         clip: largest global norm of a gradient.
-        batch_norm: weight of the distance between the images' statistics and the teacher's stored ones (0 in ZSKT; as in
-            DFQ, Choi et al., 2020): it keeps the images, and so the student's own statistics, near real ones.
+        batch_norm: weight of the distance between the images' statistics and the teacher's stored ones (0 in ZSKT; from
+            DFQ, Choi et al., 2020): it keeps the images, and so the student's statistics, near real ones.
     """
 
     latent: int = 100
@@ -51,7 +51,7 @@ class ZSKTConfig(SynthesisConfig):
     batch_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, positive=("latent", "features", "updates", "learning_rate", "temperature", "clip"), ("batch_norm",))
+        check(self, ("latent", "features", "updates", "learning_rate", "temperature", "clip"), ("batch_norm",))
 
 
 @struct.dataclass

@@ -314,9 +314,9 @@ def test_verdicts():
     assert page.verdict(vaccine(enabled=False, trials=8)).startswith("Rejected: none of the 8 draws reached")
 
 
-def test_the_anomaly_index_is_neural_cleanse_s():
+def test_the_anomaly_index_counts_factors():
     sizes = np.asarray([5.0, 40.0, 44.0, 38.0, 50.0])
-    np.testing.assert_allclose(page.anomaly(sizes), (40 - sizes) / (1.4826 * 4))
+    np.testing.assert_allclose(page.anomaly(sizes), np.log(40 / sizes) / (1.4826 * np.log(1.1)))
     assert not page.anomaly(np.asarray([3.0, 3.0, 3.0])).any()
 
 
@@ -331,12 +331,12 @@ def test_suspicions(reproduce):
     assert right.startswith(
         "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
     )
-    assert right.endswith("Its anomaly index is 5.90, at least the bar of 2: it is used.")
+    assert right.endswith("Its anomaly index is 14.72, at least the bar of 2: it is used.")
     wrong = page.suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
     assert wrong.startswith("Suspected, wrongly: class 2.")
-    assert wrong.endswith("Its anomaly index is −1.35, below the bar of 2: it is not used.")
-    strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 6.5}})
-    assert page.suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 6.5: it is not used.")
+    assert wrong.endswith("Its anomaly index is −1.25, below the bar of 2: it is not used.")
+    strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 16}})
+    assert page.suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 16: it is not used.")
     unknown = dataclasses.replace(run, preset={})
     assert page.suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
 
