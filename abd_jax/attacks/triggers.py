@@ -196,7 +196,8 @@ def warp(images: Images, field: Float[Array | np.ndarray, "_ height width 2"]) -
         field: one displacement field for all images, or one for each.
     """
     height, width = images.shape[1:3]
-    base = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1)
+    rows, columns = jnp.arange(height, dtype=images.dtype), jnp.arange(width, dtype=images.dtype)
+    base = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
     places = jnp.clip(base + jnp.asarray(field, images.dtype), 0, jnp.array([height - 1, width - 1], images.dtype))
     places = jnp.broadcast_to(places, (len(images), height, width, 2))
 
