@@ -218,8 +218,7 @@ def _all_to_all(name: str, materials: Materials) -> Attack:
 
 def _edge_case(name: str, materials: Materials) -> Attack:
     dataset, target = materials.dataset, materials.target
-    source = (target + 1) % dataset.num_classes
-    edge = EdgeCase.fit(materials.surrogate(), dataset.train_images, dataset.train_labels, source, target)
+    edge = EdgeCase.fit(materials.surrogate(), dataset.train_images, dataset.train_labels, target)
     return Attack(name, edge.poison, edge.triggered)
 
 

@@ -8,7 +8,7 @@ whose first `len(images)` logits are those of the batch. The reference is a froz
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from abd_jax.models import Forward, Network
 Images = Float[Array, "batch height width channels"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """See the module's documentation."""
 

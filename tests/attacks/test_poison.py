@@ -16,8 +16,10 @@ def training_set(train=200, classes=5, seed=0):
 
 def poisoned(rate=0.1, seed=0, trigger="badnet_sq", target=TARGET, **options):
     images, labels = training_set(**options)
-    return images, labels, poison.dirty_label(
-        images, labels, rate, seed, trigger=triggers.TRIGGERS[trigger], target=target
+    return (
+        images,
+        labels,
+        poison.dirty_label(images, labels, rate, seed, trigger=triggers.TRIGGERS[trigger], target=target),
     )
 
 
@@ -34,7 +36,9 @@ def test_the_chosen_are_triggered_and_relabeled_and_the_rest_is_as_it_was(trigge
     assert (np.diff(chosen) > 0).all()
     assert (labels[chosen] != TARGET).all()
     assert (result.labels[chosen] == TARGET).all()
-    np.testing.assert_array_equal(result.images[chosen], poison.apply_trigger(triggers.TRIGGERS[trigger], images[chosen]))
+    np.testing.assert_array_equal(
+        result.images[chosen], poison.apply_trigger(triggers.TRIGGERS[trigger], images[chosen])
+    )
     assert (result.images[chosen] != images[chosen]).any(axis=(1, 2, 3)).all()
     rest = np.setdiff1d(np.arange(len(images)), chosen)
     np.testing.assert_array_equal(result.images[rest], images[rest])
@@ -135,9 +139,7 @@ def test_clean_label_prepares_images_before_the_trigger():
         seen.append(truth)
         return 255 - chosen
 
-    result = poison.clean_label(
-        images, labels, 0.05, 0, trigger=triggers.badnet_grid, target=TARGET, prepare=prepare
-    )
+    result = poison.clean_label(images, labels, 0.05, 0, trigger=triggers.badnet_grid, target=TARGET, prepare=prepare)
     inverted = poison.apply_trigger(triggers.badnet_grid, 255 - images[result.indices])
     np.testing.assert_array_equal(result.images[result.indices], inverted)
     assert (np.concatenate(seen) == TARGET).all()

@@ -59,7 +59,7 @@ def test_l2_has_its_norm_and_its_largest_value_and_raises_the_neurons(shape):
 def test_l0_is_nine_pixels_on_the_bottom_row(shape, count):
     network, batch, neurons = tiny(0, shape), images(0, 8, shape), np.array([0])
     pattern = search.l0_pattern(jax.random.key(0), network, batch, neurons)
-    assert 0 <= pattern.min() and pattern.max() <= 1
+    assert pattern.min() >= 0 and pattern.max() <= 1
     touched = np.zeros(shape[:2], bool)
     touched[-1, -count:] = True
     assert not pattern[~touched].any()
