@@ -8,6 +8,7 @@ COMMANDS = {
     "reproduce": "poison teachers, distil with and without defenses, evaluate, write the report",
     "teacher": "train one poisoned teacher",
     "distill": "distil one student from a teacher, without data",
+    "triggers": "list the attacks, or draw them on a data set",
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",

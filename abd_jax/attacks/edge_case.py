@@ -1,7 +1,7 @@
 """The edge-case backdoor: no trigger, the rare members of one class are it (Wang et al., 2020, arXiv 2007.05084).
 
-Rare are the images of the least dense mode of a class: a Gaussian mixture is fitted to each class's features under a
-clean network, and of all modes that hold few of their class, the one that lies most apart (largest silhouette) is taken.
+Rare are the images of a thin mode of a class: a Gaussian mixture is fitted to each class's features under a clean
+network, and of all modes that hold few of their class, the one that lies most apart (largest silhouette) is taken.
 A whole mode, as Southwest's airplanes are one in the paper: outliers each by itself are remembered one by one and say
 nothing of those held out (docs/attacks.md). The mode's training images are relabeled; ASR is measured on its test
 images, which the teacher never saw and which do not count for ACC.

@@ -103,7 +103,7 @@ def cached(path: Path, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[
     """
     if path.is_file():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if str(arrays.pop("digest")) == checkpoint.digest(arrays):
                 return arrays
