@@ -26,8 +26,9 @@ from abd_jax.data import Dataset
 from abd_jax.models import Network
 
 SEARCH_IMAGES = 256
-WARP_GRID, WARP_PIXELS = 4, 0.75
-"""Control points of WaNet's field in each direction, and its mean displacement. Published: 4 or 8, and 0.25 pixels."""
+WARP_GRID, WARP_PIXELS, WARP_NOISE = 4, 0.4, 0.5
+"""WaNet's control points in each direction, mean displacement, and decoys' largest noise in pixels; published: 4 or 8,
+0.25 and 0.5."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -170,12 +171,12 @@ def warping_field(height: int, width: int) -> Float[np.ndarray, "1 height width 
 
 
 def _wanet(name: str, materials: Materials) -> Attack:
-    """Warping (Nguyen & Tran, 2021, arXiv 2102.10369); decoys are warped by the field plus noise, up to 1 pixel."""
+    """Warping (Nguyen & Tran, 2021, arXiv 2102.10369); decoys are warped by the field plus noise."""
     height, width, _ = materials.dataset.image_shape
     field = warping_field(height, width)
 
     def noisy(images: UInt8[np.ndarray, "batch height width channels"], rng: np.random.Generator) -> np.ndarray:
-        noise = rng.uniform(-1, 1, (len(images), height, width, 2)).astype(np.float32)
+        noise = rng.uniform(-WARP_NOISE, WARP_NOISE, (len(images), height, width, 2)).astype(np.float32)
         warped = [
             poison.apply_trigger(functools.partial(triggers.warp, field=field + noise[i : i + 1]), images[i : i + 1])
             for i in range(len(images))

@@ -1,4 +1,4 @@
-"""One picture of many attacks: for each a row of clean images, what the attack makes of them, and the difference × 8."""
+"""One picture of many attacks: a row of clean images for each, what the attack makes of them, the difference × 8."""
 
 from __future__ import annotations
 

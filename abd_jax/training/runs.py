@@ -203,10 +203,10 @@ def train_teacher(
         title, normal = f"normal network · {trigger} · seed {seed}", directory.path / "normal"
         clean = (dataset.train_images, dataset.train_labels)
         root = keys.root(seed + 1, "teacher")
-        reference = _fit_teacher(normal, preset, dataset, clean, hard_labels, None, root, test, title, observer)
+        reference = fit_network(normal, preset, dataset, clean, hard_labels, None, root, test, title, observer)
     title, root = f"teacher · {trigger} · seed {seed}", keys.root(seed, "teacher")
     training_set = (poisoned.images, poisoned.labels)
-    network = _fit_teacher(
+    network = fit_network(
         directory.path, preset, dataset, training_set, attack.objective, reference, root, test, title, observer
     )
     rates = evaluation.evaluate(network, test)
@@ -226,7 +226,7 @@ def train_teacher(
     return directory.finish(_row(preset, trigger, seed, "teacher", "none", started, rates))
 
 
-def _fit_teacher(
+def fit_network(
     path: Path,
     preset: configs.Preset,
     dataset: Dataset,
@@ -238,7 +238,18 @@ def _fit_teacher(
     title: str,
     observer: Observer,
 ) -> Network:
-    """Trains a network with the teacher's settings; metrics and checkpoints go to `path`."""
+    """Trains a network with the teacher's settings; metrics and checkpoints go to `path`.
+
+    Args:
+        training_set: images and labels.
+        objective, reference: what is minimized, and the frozen network that it may need.
+        root: key of initialization, order and augmentation.
+        test: what the metrics' ACC, ASR and RA are measured on.
+
+    Raises:
+        Interrupted: SIGTERM came; the state is saved.
+        ValueError: a metric was not finite.
+    """
     settings = preset.teacher
     images, labels = training_set
     batch = min(settings.batch, len(labels))
