@@ -70,7 +70,7 @@ def measure_robust_loss(
     seed: int,
     observer: runs.Observer | None = None,
 ) -> runs.Row:
-    """Adversarial training on a set of which `share` is poisoned by the preset's attack; a finished one is not run again.
+    """Robust training on a set of which `share` is poisoned by the preset's attack; a finished one is not run again.
 
     Returns:
         `share`, `robust_loss` of the whole training set, `clean_loss` and `poison_loss` of its two parts (nats; the
