@@ -1,6 +1,6 @@
 """Attacks with what they compute: the surrogate is trained once per data set, and results are cached by content.
 
-The cache is `$XDG_CACHE_HOME/abd_jax/attacks` (`~/.cache/…` by default). A name there is the SHA-256 of everything that
+The cache is `attacks` beside the prepared data sets (`data.prepared`). A name there is the SHA-256 of everything that
 the content depends on: the data set's bytes, the surrogate's recipe, the attack and its target.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from abd_jax import models
 from abd_jax.attacks import attack
 from abd_jax.attacks.attack import Attack, Materials
 from abd_jax.attacks.objectives import hard_labels
-from abd_jax.data import Dataset
+from abd_jax.data import Dataset, prepared
 from abd_jax.models import Network
 from abd_jax.training import checkpoint, keys
 from abd_jax.training import teacher as supervised
@@ -36,7 +35,7 @@ REVISION = 1
 
 def cache_directory() -> Path:
     """Where what attacks compute is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abd_jax" / "attacks"
+    return prepared.cache_directory() / "attacks"
 
 
 def fingerprint(dataset: Dataset) -> str:

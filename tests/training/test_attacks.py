@@ -16,6 +16,7 @@ pytestmark = pytest.mark.optax
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ABD_JAX_DATA", raising=False)
     monkeypatch.setattr(attacks, "LEAST_STEPS", 2)
     monkeypatch.setattr(attacks, "LEAST_EPOCHS", 1)
     monkeypatch.setattr(attacks, "BATCH", 24)
