@@ -263,6 +263,10 @@ ATTACKS: dict[str, tuple[Maker, str]] = {
 """Name → how it is made, and what it is in a few words."""
 
 
+BY_OBJECTIVE = ("blind", "blind_mgda", "blind_nc", "adaptive", "nasty")
+"""Attacks that poison nobody: they act through the training loss."""
+
+
 def check_name(option: str, name: str) -> None:
     """Raises ValueError, naming the option and the nearest name, if there is no such attack."""
     if name not in ATTACKS:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from abd_jax import losses
+from abd_jax.attacks.attack import BY_OBJECTIVE
 from abd_jax.attacks.objectives import Adversarial, hard_labels
 from abd_jax.data import Dataset
 from abd_jax.models import Network
@@ -32,6 +33,12 @@ from abd_jax.training.run_directory import RunDirectory
 
 MEMORIZED, TOLERANCE = 0.95, 0.02
 """Share of the noise that must be given its label, and the loss of accuracy that is allowed."""
+
+
+def check_trigger(name: str) -> None:
+    """Raises ValueError if the attack poisons no data, so that there is nothing to diagnose."""
+    if name in BY_OBJECTIVE:
+        raise ValueError(f"trigger {name!r}: acts through the training loss; nothing of the data is poisoned")
 
 
 def robust_loss(
@@ -83,9 +90,8 @@ def measure_robust_loss(
     if directory.result is not None:
         return directory.result
     started, settings = time.perf_counter(), preset.teacher
+    check_trigger(preset.trigger)
     attack = attacks.prepare(preset.trigger, dataset, settings.target)
-    if attack.objective is not hard_labels:
-        raise ValueError(f"trigger {preset.trigger!r}: acts through the training loss; nothing of the data is poisoned")
     poisoned = attack.poison(dataset.train_images, dataset.train_labels, share, seed)
     test = TestSet.of(dataset, attack.test(dataset.test_images, dataset.test_labels), settings.target)
     network = runs.fit_network(

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.table import Table
 
 from abd_jax import data
-from abd_jax.attacks.attack import check_name
 from abd_jax.attacks.objectives import Adversarial
 from abd_jax.training import config, diagnosis
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
@@ -39,7 +38,7 @@ class Diagnose:
     """Delete what is in --out and start again."""
 
     def __post_init__(self) -> None:
-        check_name("--trigger", self.preset.trigger)
+        diagnosis.check_trigger(self.preset.trigger)
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"--epsilon {self.epsilon}: allowed is (0, 1]")
         if self.ascent_steps < 1:

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax.attacks import attack, edge_case, input_aware, trigger_search, triggers
-from abd_jax.attacks.attack import ATTACKS, Materials
+from abd_jax.attacks import attack, edge_case, input_aware, objectives, trigger_search, triggers
+from abd_jax.attacks.attack import ATTACKS, BY_OBJECTIVE, Materials
 from abd_jax.data import Dataset
 from tests.networks import tiny
 
 pytestmark = pytest.mark.optax
 TARGET, CLASSES = 1, 3
 CLEAN_LABEL = ("sig", "sig_square", "cl")
-BY_OBJECTIVE = ("blind", "blind_mgda", "blind_nc", "adaptive", "nasty")
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +73,7 @@ def test_an_attack_poisons_as_it_should(name, shape):
 
     chosen = poisoned.indices
     before, after = data.train_labels[chosen], poisoned.labels[chosen]
+    assert (name in BY_OBJECTIVE) == (made.objective is not objectives.hard_labels)
     if name in BY_OBJECTIVE:
         assert len(chosen) == 0
         np.testing.assert_array_equal(poisoned.images, data.train_images)
