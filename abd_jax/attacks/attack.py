@@ -176,12 +176,12 @@ def _wanet(name: str, materials: Materials) -> Attack:
     field = warping_field(height, width)
 
     def noisy(images: UInt8[np.ndarray, "batch height width channels"], rng: np.random.Generator) -> np.ndarray:
-        noise = rng.uniform(-WARP_NOISE, WARP_NOISE, (len(images), height, width, 2)).astype(np.float32)
-        warped = [
-            poison.apply_trigger(functools.partial(triggers.warp, field=field + noise[i : i + 1]), images[i : i + 1])
-            for i in range(len(images))
-        ]
-        return np.concatenate(warped) if warped else images
+        parts = []
+        for start in range(0, len(images), poison.CHUNK):
+            part = images[start : start + poison.CHUNK]
+            noise = rng.uniform(-WARP_NOISE, WARP_NOISE, (len(part), height, width, 2)).astype(np.float32)
+            parts.append(poison.apply_trigger(functools.partial(triggers.warp, field=field + noise), part))
+        return np.concatenate(parts) if parts else images
 
     trigger = functools.partial(triggers.warp, field=field)
     return dataclasses.replace(
