@@ -7,9 +7,12 @@ from experiments.console import run
 COMMANDS = {
     "reproduce": "poison teachers, distil with and without defenses, evaluate, write the report",
     "teacher": "train one poisoned teacher",
+    "teachers": "tabulate a folder of teachers",
     "distill": "distil one student from a teacher, without data",
+    "triggers": "list the attacks, or draw them on a data set",
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
     "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
+    "diagnose": "could poison hide in this data and network?",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
     "bench": "time our steps beside eager PyTorch's (extra: torch)",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from abd_jax import data, models, synthesis
-from abd_jax.attacks import triggers
+from abd_jax.attacks.attack import check_name
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
@@ -179,7 +179,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         one_of("dataset", self.dataset, data.LOADERS)
-        one_of("trigger", self.trigger, triggers.TRIGGERS)
+        check_name("trigger", self.trigger)
         if not isinstance(self.synthesis, synthesis.lookup(self.method).config):
             given = type(self.synthesis).__name__
             raise ValueError(f"method {self.method!r}: the preset's synthesis settings are {given}, of another method")

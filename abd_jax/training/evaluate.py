@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from abd_jax.attacks import poison
+from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.models import Network
+from abd_jax.training import attacks
 
 BATCH = 500
 
@@ -22,7 +23,8 @@ class Rates(NamedTuple):
 
     Attributes:
         acc: accuracy on the clean test set.
-        asr: share of triggered test images of other classes than the target that are given the target.
+        asr: share of triggered test images that are given the class that the attacker wants: the target, on images of
+            other classes, if the attack has no rule of its own.
         ra: share of those same images that are still given their true class.
     """
 
@@ -33,7 +35,14 @@ class Rates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """The clean test set and its triggered part, on the device."""
+    """The clean test set and its triggered part, on the device.
+
+    Attributes:
+        images, labels: what ACC is measured on.
+        triggered, true_labels: what ASR and RA are measured on.
+        wanted: the class that the attacker wants for each triggered image.
+        target: the attacker's class.
+    """
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
@@ -41,19 +50,24 @@ class TestSet:
     labels: Int[Array, " test"]
     triggered: UInt8[Array, "others height width channels"]
     true_labels: Int[Array, " others"]
+    wanted: Int[Array, " others"]
     target: int
 
     @classmethod
     def make(cls, dataset: Dataset, trigger: str, target: int) -> TestSet:
-        """The test set of a data set under one trigger."""
-        triggered, true_labels = poison.triggered_test_set(
-            dataset.test_images, dataset.test_labels, trigger=trigger, target=target
-        )
+        """The test set of a data set under one attack."""
+        attack = attacks.prepare(trigger, dataset, target)
+        return cls.of(dataset, attack.test(dataset.test_images, dataset.test_labels), target)
+
+    @classmethod
+    def of(cls, dataset: Dataset, found: Triggered, target: int) -> TestSet:
+        """The test set with what an attack made of it."""
         return cls(
-            images=jnp.asarray(dataset.test_images),
-            labels=jnp.asarray(dataset.test_labels),
-            triggered=jnp.asarray(triggered),
-            true_labels=jnp.asarray(true_labels),
+            images=jnp.asarray(dataset.test_images[found.clean]),
+            labels=jnp.asarray(dataset.test_labels[found.clean]),
+            triggered=jnp.asarray(found.images),
+            true_labels=jnp.asarray(found.true_labels),
+            wanted=jnp.asarray(found.wanted),
             target=target,
         )
 
@@ -71,14 +85,14 @@ def predict(network: Network, images: UInt8[Array | np.ndarray, "test height wid
 
 
 @jax.jit
-def _rates(clean: Array, labels: Array, triggered: Array, true_labels: Array, target: Array) -> Array:
-    return jnp.stack([jnp.mean(clean == labels), jnp.mean(triggered == target), jnp.mean(triggered == true_labels)])
+def _rates(clean: Array, labels: Array, triggered: Array, true_labels: Array, wanted: Array) -> Array:
+    return jnp.stack([jnp.mean(clean == labels), jnp.mean(triggered == wanted), jnp.mean(triggered == true_labels)])
 
 
 def rates(network: Network, test: TestSet) -> Array:
     """(ACC, ASR, RA) as a device array."""
     clean, triggered = predict(network, test.images), predict(network, test.triggered)
-    return _rates(clean, test.labels, triggered, test.true_labels, jnp.asarray(test.target))
+    return _rates(clean, test.labels, triggered, test.true_labels, test.wanted)
 
 
 def evaluate(network: Network, test: TestSet) -> Rates:

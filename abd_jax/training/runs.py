@@ -22,11 +22,12 @@ import numpy as np
 from jaxtyping import Array
 
 from abd_jax import models
-from abd_jax.attacks import poison
+from abd_jax.attacks.objectives import Objective, hard_labels
+from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
-from abd_jax.training import checkpoint, dispatch, keys, sharding
+from abd_jax.training import attacks, checkpoint, dispatch, keys, sharding
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
@@ -128,15 +129,15 @@ def _loop(
 
 def _supervised_steps(
     config: supervised.Supervised,
-    loss: supervised.Loss,
+    objective: Objective,
     root: Array,
     images: np.ndarray,
     labels: np.ndarray,
     test: TestSet,
-    teacher: Network | None,
+    reference: Network | None,
 ) -> Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]]:
     def steps(first: int, initial: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
-        trained = supervised.epochs(config, loss, root, initial, images, labels, teacher)
+        trained = supervised.epochs(config, objective, root, initial, images, labels, reference)
         for epoch, (state, metrics) in enumerate(trained, start=first + 1):
             yield epoch, state, metrics | _named_rates(state.network, test)
 
@@ -183,24 +184,77 @@ def train_teacher(
 ) -> Row:
     """Trains a poisoned teacher in its directory and returns its row; a finished one is not trained again.
 
+    A normal network that the attack's objective needs is trained first, in `normal/`.
+
     Raises:
         Interrupted: SIGTERM came; the state is saved.
-        ValueError: the poisoning asks for more than there is, or a metric was not finite.
+        ValueError: the attack cannot be made on this data set, or a metric was not finite.
     """
     if directory.result is not None:
         return directory.result
-    started, settings, root = time.perf_counter(), preset.teacher, keys.root(seed, "teacher")
-    poisoned = poison.dirty_label(
-        dataset.train_images,
-        dataset.train_labels,
-        trigger=trigger,
-        target=settings.target,
-        rate=settings.poison_rate,
-        seed=seed,
+    started, settings = time.perf_counter(), preset.teacher
+    attack = attacks.prepare(trigger, dataset, settings.target)
+    poisoned = attack.poison(dataset.train_images, dataset.train_labels, settings.poison_rate, seed)
+    found = attack.test(dataset.test_images, dataset.test_labels)
+    test = TestSet.of(dataset, found, settings.target)
+    observer = observer or Silent()
+    reference = None
+    if attack.needs_reference:
+        title, normal = f"normal network · {trigger} · seed {seed}", directory.path / "normal"
+        clean = (dataset.train_images, dataset.train_labels)
+        root = keys.root(seed + 1, "teacher")
+        reference = fit_network(normal, preset, dataset, clean, hard_labels, None, root, test, title, observer)
+    title, root = f"teacher · {trigger} · seed {seed}", keys.root(seed, "teacher")
+    training_set = (poisoned.images, poisoned.labels)
+    network = fit_network(
+        directory.path, preset, dataset, training_set, attack.objective, reference, root, test, title, observer
     )
-    batch = min(settings.batch, len(poisoned.labels))
+    rates = evaluation.evaluate(network, test)
+    notes = _notes(
+        preset,
+        trigger,
+        seed,
+        "teacher",
+        "none",
+        classes=list(dataset.classes),
+        poisoned=poisoned.indices.tolist(),
+        decoys=poisoned.decoys.tolist(),
+        **rates._asdict(),
+    )
+    checkpoint.save_network(directory.path / "network", network, settings.architecture, notes)
+    _write_examples(directory, dataset, found, network)
+    return directory.finish(_row(preset, trigger, seed, "teacher", "none", started, rates))
+
+
+def fit_network(
+    path: Path,
+    preset: configs.Preset,
+    dataset: Dataset,
+    training_set: tuple[np.ndarray, np.ndarray],
+    objective: Objective,
+    reference: Network | None,
+    root: Array,
+    test: TestSet,
+    title: str,
+    observer: Observer,
+) -> Network:
+    """Trains a network with the teacher's settings; metrics and checkpoints go to `path`.
+
+    Args:
+        training_set: images and labels.
+        objective, reference: what is minimized, and the frozen network that it may need.
+        root: key of initialization, order and augmentation.
+        test: what the metrics' ACC, ASR and RA are measured on.
+
+    Raises:
+        Interrupted: SIGTERM came; the state is saved.
+        ValueError: a metric was not finite.
+    """
+    settings = preset.teacher
+    images, labels = training_set
+    batch = min(settings.batch, len(labels))
     config = supervised.Supervised(
-        steps=settings.epochs * (len(poisoned.labels) // batch),
+        steps=settings.epochs * (len(labels) // batch),
         batch=batch,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
@@ -217,24 +271,25 @@ def train_teacher(
         std=dataset.std,
         dtype=preset.dtype,
     )
-    test = TestSet.make(dataset, trigger, settings.target)
-    steps = _supervised_steps(config, supervised.hard_labels, root, poisoned.images, poisoned.labels, test, None)
-    title = f"teacher · {trigger} · seed {seed}"
+    path.mkdir(parents=True, exist_ok=True)
+    steps = _supervised_steps(config, objective, root, images, labels, test, reference)
     every = max(1, settings.epochs // 10)
-    state = _loop(directory, observer or Silent(), title, config.init(network), steps, settings.epochs, every)
-    notes = _notes(preset, trigger, seed, "teacher", "none", poisoned=poisoned.indices.tolist())
-    checkpoint.save_network(directory.path / "network", state.network, settings.architecture, notes)
-    clean = dataset.test_images[dataset.test_labels != settings.target][:EXAMPLES]
+    state = _loop(RunDirectory(path), observer, title, config.init(network), steps, settings.epochs, every)
+    return state.network
+
+
+def _write_examples(directory: RunDirectory, dataset: Dataset, found: Triggered, network: Network) -> None:
+    """First triggered test images with what they were without the trigger, and what the teacher says of both."""
+    sources = found.sources[:EXAMPLES]
+    clean, triggered = dataset.test_images[sources], found.images[:EXAMPLES]
     write_arrays(
         directory.path / "examples.npz",
         clean=clean,
-        triggered=np.asarray(test.triggered[: len(clean)]),
-        labels=np.asarray(test.true_labels[: len(clean)]),
-        clean_predictions=np.asarray(evaluation.predict(state.network, clean)),
-        triggered_predictions=np.asarray(evaluation.predict(state.network, test.triggered[: len(clean)])),
+        triggered=triggered,
+        labels=dataset.test_labels[sources],
+        clean_predictions=np.asarray(evaluation.predict(network, clean)),
+        triggered_predictions=np.asarray(evaluation.predict(network, triggered)),
     )
-    rates = evaluation.evaluate(state.network, test)
-    return directory.finish(_row(preset, trigger, seed, "teacher", "none", started, rates))
 
 
 def train_clean_student(

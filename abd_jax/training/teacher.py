@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,10 @@ from flax import struct
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from abd_jax import losses
+from abd_jax.attacks.objectives import Objective, hard_labels
 from abd_jax.data.augment import crop_and_flip
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.training import keys
-
-Loss = Callable[[Forward, Array, Array, Any], Array]
-"""(forward pass, images, labels, a teacher to learn from or None) → per-image loss."""
 
 
 @struct.dataclass
@@ -55,12 +52,6 @@ class Supervised:
         return SupervisedState(jnp.zeros((), jnp.int32), network, self.rule.init(network.params))
 
 
-def hard_labels(forward: Forward, images: Array, labels: Array, teacher: Network | None) -> Array:
-    """Cross entropy."""
-    del images, teacher
-    return losses.cross_entropy(forward.logits, labels)
-
-
 @dataclasses.dataclass(frozen=True)
 class SoftLabels:
     """`soft`·T²·KL(teacher ‖ student at T) + (1 − `soft`)·cross entropy (Hinton et al., 2015)."""
@@ -68,45 +59,49 @@ class SoftLabels:
     temperature: float
     soft: float
 
-    def __call__(self, forward: Forward, images: Array, labels: Array, teacher: Network) -> Array:
-        kl = losses.kl_divergence(teacher(images).logits, forward.logits, self.temperature) * self.temperature**2
-        return self.soft * kl + (1 - self.soft) * losses.cross_entropy(forward.logits, labels)
+    def __call__(
+        self, network: Network, key: PRNGKeyArray, images: Array, labels: Array, reference: Network | None
+    ) -> tuple[Array, Forward]:
+        if reference is None:
+            raise ValueError("soft labels need a teacher")
+        hard, forward = hard_labels(network, key, images, labels, None)
+        kl = losses.kl_divergence(reference(images).logits, forward.logits, self.temperature) * self.temperature**2
+        return self.soft * kl.mean() + (1 - self.soft) * hard, forward
 
 
-@functools.partial(jax.jit, static_argnames=("config", "loss"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "objective"), donate_argnames="state")
 def train_step(
     config: Supervised,
-    loss: Loss,
+    objective: Objective,
     key: PRNGKeyArray,
     state: SupervisedState,
-    teacher: Network | None,
+    reference: Network | None,
     images: UInt8[Array, "train height width channels"],
     labels: Int[Array, " train"],
     order: Int[Array, " batch"],
 ) -> tuple[SupervisedState, dict[str, Array]]:
-    """One update on the images at `order`, augmented on the device."""
+    """One update on the images at `order`, augmented on the device; the reference is the objective's."""
     batch = images[order].astype(jnp.float32) / 255
     batch = crop_and_flip(key, batch, pad=config.crop, flip=config.flip)
 
-    def objective(params):
-        forward = state.network.with_params(params)(batch, "batch")
-        return loss(forward, batch, labels[order], teacher).mean(), forward
+    def loss(params):
+        return objective(state.network.with_params(params), jax.random.fold_in(key, 0), batch, labels[order], reference)
 
-    (value, forward), gradient = jax.value_and_grad(objective, has_aux=True)(state.network.params)
+    (value, forward), gradient = jax.value_and_grad(loss, has_aux=True)(state.network.params)
     updates, optimizer = config.rule.update(gradient, state.optimizer, state.network.params)
     network = state.network.absorb(forward).with_params(optax.apply_updates(state.network.params, updates))
-    accuracy = jnp.mean(jnp.argmax(forward.logits, -1) == labels[order])
+    accuracy = jnp.mean(jnp.argmax(forward.logits[: len(order)], -1) == labels[order])
     return SupervisedState(state.step + 1, network, optimizer), {"loss": value, "train_accuracy": accuracy}
 
 
 def epochs(
     config: Supervised,
-    loss: Loss,
+    objective: Objective,
     root: PRNGKeyArray,
     state: SupervisedState,
     images: UInt8[Array | np.ndarray, "train height width channels"],
     labels: Int[Array | np.ndarray, " train"],
-    teacher: Network | None = None,
+    reference: Network | None = None,
 ) -> Iterator[tuple[SupervisedState, dict[str, Array]]]:
     """Trains to the end, one epoch per iteration; starts at `state.step`, which must lie between two epochs."""
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -118,6 +113,6 @@ def epochs(
             step = epoch * per_epoch + index
             rows = order[index * batch : (index + 1) * batch]
             state, metrics = train_step(
-                config, loss, keys.stream(root, "augment", step), state, teacher, images, labels, rows
+                config, objective, keys.stream(root, "augment", step), state, reference, images, labels, rows
             )
         yield state, metrics

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import models
+from abd_jax.attacks.objectives import hard_labels
 from abd_jax.models import Network
 from abd_jax.training import dispatch, sharding
 from abd_jax.training.config import Preset, StudentConfig, TeacherConfig
 from abd_jax.training.distill import Distillation
-from abd_jax.training.teacher import Supervised, hard_labels, train_step
+from abd_jax.training.teacher import Supervised, train_step
 
 Step = Callable[[], object]
 CLASSES = 10

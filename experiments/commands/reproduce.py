@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from abd_jax import data
-from abd_jax.attacks import triggers
+from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_page
 from abd_jax.training import checkpoint, config, runs
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
@@ -39,7 +39,7 @@ class Reproduce:
 
     def __post_init__(self) -> None:
         for name in self.triggers:
-            config.one_of("--triggers", name, triggers.TRIGGERS)
+            check_name("--triggers", name)
         for option in ("seeds", "triggers", "defenses"):
             values = getattr(self, option)
             if len(set(values)) < len(values):

@@ -13,6 +13,7 @@ from tests.networks import network
 
 REPRODUCE = ["reproduce", "digits", "--out", "OUT"]
 TEACHER = ["teacher", "digits", "--out", "OUT"]
+DIAGNOSE = ["diagnose", "digits", "--out", "OUT", "--overwrite"]
 DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
 
 BAD_INPUT = [
@@ -27,7 +28,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--seeds", "one"], "--seeds"),
     ([*REPRODUCE, "--seeds", "1", "1"], "each value may stand there once"),
     ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
-    ([*REPRODUCE, "--trigger", "mosaic"], "allowed are badnet_grid, badnet_sq, blend"),
+    ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
     ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
     ([*REPRODUCE, "--dataset", "cifar11"], "did you mean 'cifar10'"),
     ([*REPRODUCE, "--method", "cmi"], "zskt"),
@@ -55,6 +56,25 @@ BAD_INPUT = [
     ([*REPRODUCE, "--clean-kd.share", "0"], "clean_kd.share"),
     ([*TEACHER, "--seed", "zero"], "--seed"),
     ([*TEACHER, "--defense", "abd"], "--defense"),
+    ([*TEACHER, "--trigger", "badnet"], "did you mean 'badnet_"),
+    ([*TEACHER, "--triggers", "all", "blen"], "--triggers 'all'"),
+    ([*TEACHER, "--triggers", "blen"], "did you mean 'blend'"),
+    ([*TEACHER, "--seeds", "1", "1"], "each value may stand there once"),
+    (["teacher", "digits", "--out", "FULL", "--seeds", "1"], "use --resume to go on or --overwrite"),
+    (["teachers"], "DIRECTORY"),
+    (["teachers", "/nowhere"], "no such directory"),
+    (["teachers", "FULL"], "no teacher here"),
+    (["triggers", "digitz"], "did you mean 'digits'"),
+    (["triggers", "digits", "--triggers", "blen"], "did you mean 'blend'"),
+    (["triggers", "digits", "--examples", "0"], "--examples 0"),
+    (["triggers", "digits", "--out", "FILE"], "is a file"),
+    (["triggers", "digits", "--triggers", "blend", "--target", "10"], "target 10: allowed are 0 … 9"),
+    ([*DIAGNOSE, "--epsilon", "0"], "--epsilon 0.0: allowed is (0, 1]"),
+    ([*DIAGNOSE, "--shares", "1"], "--shares 1.0: allowed is [0, 1)"),
+    ([*DIAGNOSE, "--counts", "64"], "0 among them"),
+    ([*DIAGNOSE, "--ascent-steps", "0"], "--ascent-steps 0"),
+    ([*DIAGNOSE, "--trigger", "blen"], "did you mean 'blend'"),
+    ([*DIAGNOSE, "--trigger", "adaptive"], "acts through the training loss"),
     (["distill", "digits", "--out", "OUT"], "--teacher"),
     ([*DISTILL, "/nowhere"], "no network here"),
     ([*DISTILL, "NETWORK", "--defense", "all"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
@@ -144,6 +164,70 @@ def test_presets_are_listed_and_explained(capsys):
         explained = capsys.readouterr().out
         assert f"python -m experiments reproduce {name}" in " ".join(explained.split())
         assert module.__doc__
+
+
+def test_attacks_are_listed(capsys):
+    from abd_jax.attacks.attack import ATTACKS
+
+    assert console.run(COMMANDS, ["triggers"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ATTACKS)
+
+
+def test_triggers_are_drawn(tmp_path, capsys):
+    from PIL import Image
+
+    argv = ["triggers", "digits", "--triggers", "blend", "badnet_sq", "--out", str(tmp_path / "page")]
+    assert console.run(COMMANDS, argv) == 0
+    with Image.open(tmp_path / "page" / "triggers.png") as picture:
+        assert picture.size[1] == 20 + 2 * 70
+
+
+def test_a_folder_of_teachers_is_tabulated(tmp_path, capsys):
+    from abd_jax.training import checkpoint
+
+    facts = {"role": "teacher", "dataset": "digits", "trigger": "blend", "target": 3, "seed": 1, "poisoned": [4, 7]}
+    rates = {"acc": 0.9, "asr": 0.995, "ra": 0.25}
+    digest = checkpoint.save_network(tmp_path / "a" / "network", network(classes=10), "wrn-10-1", facts | rates)
+    checkpoint.save_network(tmp_path / "b" / "network", network(classes=10), "wrn-10-1", facts)  # of an older version
+    checkpoint.save_network(tmp_path / "c" / "network", network(classes=10), "wrn-10-1", facts | {"role": "student"})
+    assert console.run(COMMANDS, ["teachers", str(tmp_path), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == {
+        "path": "a", "dataset": "digits", "architecture": "wrn-10-1", "trigger": "blend", "target": 3, "seed": 1,
+        "acc": 0.9, "asr": 0.995, "ra": 0.25, "classes": 10, "poisoned": 2, "digest": digest,
+    }  # fmt: skip
+    assert second["path"] == "b" and second["acc"] is None
+    assert console.run(COMMANDS, ["teachers", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "99.50" in shown and digest[:7] in shown and "blend → 3" in shown
+    (tmp_path / "a" / "network" / "network.json").write_text("{")
+    assert console.run(COMMANDS, ["teachers", str(tmp_path)]) == console.BAD_INPUT
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_zoo_is_trained_and_resumed(tmp_path, capsys, monkeypatch):
+    from abd_jax.training import runs
+
+    trained = []
+
+    def train(directory, preset, dataset, trigger, seed, observer):
+        if directory.result is None:
+            assert preset.trigger == trigger
+            trained.append((trigger, seed))
+            directory.finish({"acc": 0.9, "asr": 0.8, "ra": 0.1})
+        return directory.result
+
+    monkeypatch.setattr(runs, "train_teacher", train)
+    zoo = ["teacher", "digits", "--out", str(tmp_path / "zoo"), "--seeds", "0", "1"]
+    assert console.run(COMMANDS, [*zoo, "--triggers", "blend", "sig"]) == 0
+    assert trained == [("blend", 0), ("blend", 1), ("sig", 0), ("sig", 1)]
+    assert console.run(COMMANDS, [*zoo, "--triggers", "all"]) == console.BAD_INPUT
+    assert console.run(COMMANDS, [*zoo, "--triggers", "all", "--resume"]) == 0
+    from abd_jax.attacks.attack import ATTACKS
+
+    assert len(trained) == len(set(trained)) == 2 * len(ATTACKS)
+    assert "80.00 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", presets.presets())

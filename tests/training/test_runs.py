@@ -144,6 +144,23 @@ def test_a_teacher_resumes_to_bitwise_the_same(tmp_path):
         assert (examples["labels"] != 0).all() and (examples["clean"] != examples["triggered"]).any()
 
 
+def test_a_nasty_teacher_has_a_normal_network_beside_it_and_resumes_to_bitwise_the_same(tmp_path):
+    def nasty(path, existing="refuse", observer=None):
+        directory = RunDirectory.open(path, describe(small.PRESET, role="teacher"), existing)
+        return runs.train_teacher(directory, small.PRESET, small.dataset(), "nasty", 1, observer)
+
+    row = nasty(tmp_path / "whole")
+    with pytest.raises(runs.Interrupted, match="normal: saved at step 1"):
+        nasty(tmp_path / "run", observer=Recorder(terminate_at=1))
+    assert {**nasty(tmp_path / "run", existing="resume"), "seconds": 0} == {**row, "seconds": 0}
+    jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(tmp_path / "whole"))
+    assert len(lines(tmp_path / "run" / "normal")) == small.PRESET.teacher.epochs
+    notes = checkpoint.load_network(tmp_path / "run" / "network")[1]
+    assert notes["poisoned"] == [] and notes["acc"] == row["acc"] and notes["classes"] == list("0123456789")
+    rates, _ = runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+    assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
+
+
 def test_clean_kd_learns_from_a_share_of_the_clean_data(tmp_path):
     row = student(tmp_path / "run", defense="clean_kd")
     assert (row["role"], row["defense"]) == ("student", "clean_kd")
