@@ -103,7 +103,8 @@ class MobileNetV2(nn.Module):
     @property
     def _blocks(self) -> dict[str, tuple[int, int, int, int]]:
         """Name → inputs, features, expansion, stride."""
-        blocks, inputs = {}, 32
+        blocks: dict[str, tuple[int, int, int, int]] = {}
+        inputs = 32
         for stage, (expansion, features, count, first) in enumerate(STAGES):
             for index in range(count):
                 stride = first if index == 0 and (stage != 1 or self.imagenet) else 1

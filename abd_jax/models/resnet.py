@@ -6,6 +6,7 @@ bottleneck has its stride in the 3×3, as in torchvision and timm.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -59,19 +60,19 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     def setup(self):
-        features, stride, options = self.features, self.stride, {"dtype": self.dtype}
+        features, stride, conv = self.features, self.stride, functools.partial(Conv, dtype=self.dtype)
         if self.bottleneck:
-            self.conv1 = Conv(features, 1, **options)
-            self.conv2 = Conv(features, 3, stride, **options)
-            self.conv3 = Conv(4 * features, 1, **options)
+            self.conv1 = conv(features, 1)
+            self.conv2 = conv(features, 3, stride)
+            self.conv3 = conv(4 * features, 1)
             self.bn3 = BatchNorm()
         else:
-            self.conv1 = Conv(features, 3, stride, **options)
-            self.conv2 = Conv(features, **options)
+            self.conv1 = conv(features, 3, stride)
+            self.conv2 = conv(features)
         self.bn1 = BatchNorm()
         self.bn2 = BatchNorm()
         if self.project:
-            self.downsample = Conv(4 * features if self.bottleneck else features, 1, stride, **options)
+            self.downsample = conv(4 * features if self.bottleneck else features, 1, stride)
             self.bn_downsample = BatchNorm()
 
     def __call__(self, x: Array, norm: Norm, gathers: Mapping[str, Array]) -> tuple[Array, list[BatchNormTap]]:
