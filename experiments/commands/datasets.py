@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from abd_jax import data
 from experiments.console import choose, parse, stdout
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         _prepare(argv[1:])
         return
     parse(Datasets, argv, prog="datasets", description="List the data sets. `datasets prepare NAME` makes one ready.")
-    table = Table("data set", "train", "test", "size", "classes", "prepared")
+    table = Table(Column("data set", no_wrap=True), "train", "test", "size", "classes", "prepared")
     for name, info in data.CATALOG.items():
         ready = "always" if info.read is None else "yes" if data.is_prepared(info) else "no"
         size = "×".join(map(str, info.image_shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments import presets
 from experiments.console import choose, stdout
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         return
     if argv:
         stdout.print("usage: python -m experiments presets [PRESET]\n", markup=False)
-    table = Table("preset", "data set", "teacher → student", "method", "what it is")
+    table = Table(Column("preset", no_wrap=True), "data set", "teacher → student", "method", "what it is")
     for name, module in modules.items():
         preset = module.PRESET
         networks = f"{preset.teacher.architecture} → {preset.student.architecture}"

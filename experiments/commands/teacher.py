@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from abd_jax import data
 from abd_jax.attacks.attack import ATTACKS, check_name
@@ -67,7 +67,7 @@ def _zoo(options: Teacher, dataset: data.Dataset, overwrite: bool, resume: bool)
     seeds = options.seeds or (options.seed,)
     if not (resume or overwrite) and options.out.is_dir() and any(options.out.iterdir()):
         raise ValueError(f"--out {options.out}: exists already; use --resume to go on or --overwrite to start again")
-    table = Table("trigger", "seed", "ACC", "ASR", "RA", title=f"teachers in {options.out}")
+    table = Table(Column("trigger", no_wrap=True), "seed", "ACC", "ASR", "RA", title=f"teachers in {options.out}")
     for trigger in options.names:
         for seed in seeds:
             place = options.out / f"{trigger}-seed{seed}"

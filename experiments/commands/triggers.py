@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 from PIL import Image
-from rich.table import Table
+from rich.table import Column, Table
 
 from abd_jax import data
 from abd_jax.attacks.attack import ATTACKS, check_name
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     """Parses, and lists or draws."""
     options = parse(Triggers, argv, prog="triggers", description="List the attacks, or draw them on a data set.")
     if not options.dataset:
-        table = Table("trigger", "what it is")
+        table = Table(Column("trigger", no_wrap=True), "what it is")
         for name, (_, summary) in ATTACKS.items():
             table.add_row(name, summary)
         stdout.print(table)
