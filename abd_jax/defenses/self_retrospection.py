@@ -7,18 +7,19 @@ insensitive to it, by an implicit hypergradient. δ is in units of the standardi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from abd_jax import losses
 from abd_jax.defenses import trigger_inversion
 from abd_jax.defenses.hypergradient import implicit_hypergradient
-from abd_jax.defenses.trigger_inversion import Trigger
+from abd_jax.defenses.trigger_inversion import Backdoor, InversionConfig, Trigger
 from abd_jax.models import Leaf, Network, Norm
 
 
@@ -31,6 +32,9 @@ class RetrospectionConfig:
             `inverted` (ours): in place of δ, the trigger that was inverted from the teacher is pasted on a `portion` of
             each batch, and distillation itself teaches that it changes nothing.
         drop: share of that trigger's pixels that are left out, drawn for each image anew.
+        hunt: with `inverted`, steps in each round of a search for a trigger that the *student* still follows, to the
+            class that is suspected; every second image that is pasted on gets what was found so far. 0: no search.
+        restart: rounds after which that search starts afresh.
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
         sigma: σ.
         ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
@@ -56,6 +60,8 @@ class RetrospectionConfig:
 
     perturb: Literal["student", "teacher", "inverted"] = "student"
     drop: float = 0.25
+    hunt: int = 0
+    restart: int = 20
     start: Literal["noise", "zeros"] = "noise"
     sigma: float = 1e-3
     ascent: Literal["adam", "sgd", "normalized"] = "adam"
@@ -76,12 +82,14 @@ class RetrospectionConfig:
     decay: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations"):
+        for name in ("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations", "hunt"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers from 0")
         for name in ("ascent_rate", "fixed_point_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers above 0")
+        if not self.restart >= 1:
+            raise ValueError(f"retrospection.restart {self.restart}: allowed are whole numbers from 1")
         for name in ("portion", "start_fraction", "ascent_share", "drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed is [0, 1]")
@@ -95,15 +103,43 @@ class RetrospectionConfig:
 def paste_some(
     config: RetrospectionConfig,
     key: PRNGKeyArray,
-    trigger: Trigger,
+    backdoor: Backdoor,
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width channels"]:
-    """The batch with the trigger on a `portion` of its images, each time without `drop` of the trigger's pixels."""
-    choice, dropout = jax.random.split(key)
+    """The batch with a trigger on a `portion` of its images, each time without `drop` of the trigger's pixels.
+
+    It is the teacher's; with `hunt` it is on every second of those images what was found in the student.
+    """
+    choice, dropout, second = jax.random.split(key, 3)
     batch = images.shape[0]
-    chosen = jax.random.permutation(choice, batch) < config.perturbed(batch)
-    pasted = trigger_inversion.paste(trigger_inversion.thin(dropout, trigger, batch, config.drop), images)
-    return jnp.where(chosen[:, None, None, None], pasted, images)
+    order = jax.random.permutation(choice, batch)[:, None, None, None]
+    count = jnp.where(backdoor.target >= 0, config.perturbed(batch), 0)
+
+    def pasted(key: PRNGKeyArray, trigger: Trigger) -> Array:
+        return trigger_inversion.paste(trigger_inversion.thin(key, trigger, batch, config.drop), images)
+
+    result = jnp.where(order < count, pasted(dropout, backdoor.trigger), images)
+    if config.hunt:
+        hunted = jax.tree.map(jax.nn.sigmoid, backdoor.hunt.logits)
+        result = jnp.where(order < count // 2, pasted(second, hunted), result)
+    return result
+
+
+def hunt(
+    config: RetrospectionConfig,
+    inversion: InversionConfig,
+    key: PRNGKeyArray,
+    step: Int[Array, ""],
+    backdoor: Backdoor,
+    student: Network,
+    images: Float[Array, "batch height width channels"],
+) -> Backdoor:
+    """One step, the `step`-th of the run, towards a trigger that leads the student to the suspected class."""
+    afresh = step % (config.hunt * config.restart) == 0
+    begun = trigger_inversion.begin(inversion, student.input_shape)
+    search = jax.tree.map(functools.partial(jnp.where, afresh), begun, backdoor.hunt)
+    search = trigger_inversion.advance(inversion, search, student, images[: inversion.images], backdoor.target, key)
+    return dataclasses.replace(backdoor, hunt=search)
 
 
 @struct.dataclass

@@ -7,6 +7,7 @@ leads to needs far fewer pixels than any other, and (m, p) lies on the pixels of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -92,6 +93,21 @@ class Search:
     optimizer: optax.OptState
 
 
+@struct.dataclass
+class Backdoor:
+    """What is known of a teacher's backdoor.
+
+    Attributes:
+        target: the class it leads to; −1 if none is suspected.
+        trigger: inverted from the teacher; of no pixel if none is suspected.
+        hunt: the search for a trigger that the student follows.
+    """
+
+    target: Leaf
+    trigger: Trigger
+    hunt: Search
+
+
 def paste(
     trigger: Trigger, images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch height width channels"]:
@@ -112,9 +128,9 @@ def erase(
     return jnp.where(trigger.mask > 0.1, jnp.asarray(fill), images)
 
 
-def nowhere(shape: tuple[int, int, int]) -> Trigger:
-    """A trigger of no pixel."""
-    return Trigger(jnp.zeros((*shape[:2], 1)), jnp.zeros(shape))
+def unknown(config: InversionConfig, shape: tuple[int, int, int]) -> Backdoor:
+    """No class suspected, a trigger of no pixel."""
+    return Backdoor(jnp.int32(-1), Trigger(jnp.zeros((*shape[:2], 1)), jnp.zeros(shape)), begin(config, shape))
 
 
 def begin(config: InversionConfig, shape: tuple[int, int, int]) -> Search:
@@ -171,7 +187,9 @@ def anomaly(inversion: Inversion) -> Float[Array, ""]:
     return (median - sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)
 
 
-def suspected_trigger(config: InversionConfig, inversion: Inversion) -> Trigger:
-    """The trigger of the suspected class; one of no pixel if its anomaly is below the bar."""
-    trigger = jax.tree.map(lambda leaf: leaf[suspect(inversion)], inversion.triggers)
-    return Trigger(jnp.where(anomaly(inversion) >= config.anomaly, trigger.mask, 0.0), trigger.pattern)
+def suspected(config: InversionConfig, inversion: Inversion, backdoor: Backdoor) -> Backdoor:
+    """The backdoor of the suspected class; what was known before if its anomaly is below the bar."""
+    target = suspect(inversion)
+    trigger = jax.tree.map(lambda leaf: leaf[target], inversion.triggers)
+    found = dataclasses.replace(backdoor, target=target.astype(jnp.int32), trigger=trigger)
+    return jax.tree.map(functools.partial(jnp.where, anomaly(inversion) >= config.anomaly), found, backdoor)

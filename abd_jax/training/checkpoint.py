@@ -106,7 +106,7 @@ class Checkpoints:
     def load(self, template: Tree) -> tuple[int, Tree] | None:
         """The newest checkpoint that verifies, as (step, state); None if there is none at all.
 
-        A damaged one is named in the log, and the one before it is used.
+        A damaged one is named in the log and moved to `damaged/` beside, and the one before it is used.
 
         Args:
             template: a state of the same structure, shapes and placement.
@@ -126,10 +126,17 @@ class Checkpoints:
                 return step, state
             except Exception as error:  # Orbax reports damage as KeyError, ValueError, OSError and its own types
                 logger.warning("checkpoint %s is damaged (%s)", self.directory / str(step), _first_line(error))
-                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+                self._set_aside(step)
         if steps:
             raise CheckpointError(f"no checkpoint in {self.directory} is whole: start again with --overwrite")
         return None
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a checkpoint out of the way of the next save of its step; nothing that may be of use is deleted."""
+        aside = self.directory.with_name("damaged")
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        aside.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(aside / str(step))
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""

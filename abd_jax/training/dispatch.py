@@ -42,6 +42,7 @@ synthesize = jax.jit(distill.synthesize, static_argnums=(0, 1), donate_argnums=3
 teach = jax.jit(distill.teach, static_argnums=(0, 1))
 begin_ascent = jax.jit(distill.begin_ascent, static_argnums=0)
 ascend = jax.jit(distill.ascend, static_argnums=0, donate_argnums=1)
+hunt = jax.jit(distill.hunt, static_argnums=0, donate_argnums=2)
 study = jax.jit(distill.study, static_argnums=(0, 1), donate_argnums=3)
 whole_round = jax.jit(distill.distill_round, static_argnums=(0, 1, 2), donate_argnums=4)
 """`distill_round` as one program: the single source of its donation, for running and for compiling ahead of time."""
@@ -121,6 +122,9 @@ def compile_rounds(
             step, ascent = compiled(ascend, (run,), ascent, state, teacher)
             parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
             delta = [ascent.delta]
+        if phase.retrospective and run.hunts:
+            hunting, _ = compiled(hunt, (run,), key, state, lesson, index)
+            parts = dataclasses.replace(parts, hunt=hunting)
         second_half, _ = compiled(study, (run, phase), key, state, lesson, index, *delta)
         rounds[phase] = functools.partial(
             distill.distill_round, run, phase, dataclasses.replace(parts, study=second_half)

@@ -21,7 +21,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from abd_jax import losses, models, synthesis
 from abd_jax.defenses import self_retrospection, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.self_retrospection import Ascent
-from abd_jax.defenses.trigger_inversion import Trigger
+from abd_jax.defenses.trigger_inversion import Backdoor
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, accept_all
 from abd_jax.synthesis import Synthesizer, Task
@@ -42,7 +42,7 @@ class DistillState:
         optimizer: its optimizer's state.
         synthesizer: the synthesizer's state.
         vaccine: T~ with its verdict; None without a vaccine.
-        trigger: the suspected one, inverted from the teacher, if the defense uses it.
+        backdoor: the suspected one, if the defense asks for it.
     """
 
     step: Leaf
@@ -50,7 +50,7 @@ class DistillState:
     optimizer: optax.OptState
     synthesizer: PyTree
     vaccine: shuffling_vaccine.Vaccine | None
-    trigger: Trigger | None
+    backdoor: Backdoor | None
 
 
 @struct.dataclass
@@ -121,6 +121,11 @@ class Distillation:
         return configs.uses_retrospection(self.defense) and self.preset.retrospection.perturb == "inverted"
 
     @property
+    def hunts(self) -> bool:
+        """Whether a trigger is sought in the student too."""
+        return self.pastes and self.preset.retrospection.hunt > 0
+
+    @property
     def rule(self) -> optax.GradientTransformation:
         student = self.preset.student
         schedule = optax.cosine_decay_schedule(student.learning_rate, student.cycles * student.updates)
@@ -161,14 +166,16 @@ class Distillation:
             vaccine=shuffling_vaccine.undecided(keys.stream(root, "vaccine"), teacher, self.preset.vaccine)
             if configs.uses_vaccine(self.defense)
             else None,
-            trigger=trigger_inversion.nowhere(teacher.input_shape) if self.censors or self.pastes else None,
+            backdoor=trigger_inversion.unknown(self.preset.inversion, teacher.input_shape)
+            if self.censors or self.pastes
+            else None,
         )
 
     def censored(self, state: DistillState, network: Callable[[Array], Forward]) -> Callable[[Array], Forward]:
         """The network, to which what lies under the suspected trigger is hidden if the defense censors it."""
-        trigger, fill = state.trigger, self.synthesizer.task.mean
-        if trigger is None or not self.censors:
+        if state.backdoor is None or not self.censors:
             return network
+        trigger, fill = state.backdoor.trigger, self.synthesizer.task.mean
         return lambda images: network(trigger_inversion.erase(trigger, fill, images))
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
@@ -252,9 +259,9 @@ def study(
     """One student update: weighted KL plus attention transfer, and with δ Self-Retrospection's hypergradient at it."""
     config = run.preset.student
     images = lesson.images
-    if phase.retrospective and run.pastes and state.trigger is not None:
+    if phase.retrospective and run.pastes and state.backdoor is not None:
         step_key = keys.stream(key, "portion", state.step * config.updates + update)
-        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.trigger, images)
+        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.backdoor, images)
 
     def loss(params):
         forward = state.student.with_params(params)(images, phase.norm)
@@ -301,9 +308,20 @@ def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Netw
     return self_retrospection.ascend(run.preset.retrospection, ascent, state.student, teacher)
 
 
+def hunt(run: Distillation, key: PRNGKeyArray, state: DistillState, lesson: Lesson, update: Index) -> DistillState:
+    """One step towards a trigger that the student, as it is deployed, still follows."""
+    if state.backdoor is None:
+        return state
+    settings, inversion = run.preset.retrospection, run.preset.inversion
+    step = state.step * settings.hunt + update
+    step_key = keys.stream(key, "hunt", step)
+    found = self_retrospection.hunt(settings, inversion, step_key, step, state.backdoor, state.student, lesson.images)
+    return dataclasses.replace(state, backdoor=found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The five functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
+    """The six functions that a round is made of, and how one is repeated: `training.dispatch` gives compiled forms.
 
     `repeat(step, carry, times)` calls `step(carry, index) → (carry, metrics)` and returns the last of both.
     """
@@ -313,6 +331,7 @@ class Parts:
     teach: Callable[..., Any] = teach
     begin_ascent: Callable[..., Any] = begin_ascent
     ascend: Callable[..., Any] = ascend
+    hunt: Callable[..., Any] = hunt
     study: Callable[..., Any] = study
 
 
@@ -342,6 +361,11 @@ def distill_round(
             run.preset.synthesis.updates,
         )
     shared, taught = parts.teach(run, phase, key, state, teacher, np.int32(0))
+
+    if phase.retrospective and run.hunts:
+        state, _ = parts.repeat(
+            lambda state, step: (parts.hunt(run, key, state, shared, step), {}), state, run.preset.retrospection.hunt
+        )
 
     def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
         lesson = parts.teach(run, phase, key, state, teacher, update)[0] if run.synthesizer.fresh else shared

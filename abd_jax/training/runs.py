@@ -380,9 +380,10 @@ def distill_student(
         if state.vaccine is not None:
             vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
             state = dataclasses.replace(state, vaccine=vaccine)
-        if state.trigger is not None:
-            suspected = _invert_triggers(directory, run, root, state.synthesizer, teacher)
-            state = dataclasses.replace(state, trigger=suspected)
+        if state.backdoor is not None:
+            inversion = _invert_triggers(directory, run, root, state.synthesizer, teacher)
+            backdoor = trigger_inversion.suspected(preset.inversion, inversion, state.backdoor)
+            state = dataclasses.replace(state, backdoor=backdoor)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
     tree = (state, best)
     if mesh is not None:
@@ -470,7 +471,7 @@ def _select_vaccine(
 
 def _invert_triggers(
     directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
-) -> trigger_inversion.Trigger:
+) -> trigger_inversion.Inversion:
     """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
     config = run.preset.inversion
     images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
@@ -484,7 +485,7 @@ def _invert_triggers(
         suspect=np.asarray(trigger_inversion.suspect(inversion)),
         anomaly=np.asarray(trigger_inversion.anomaly(inversion)),
     )
-    return trigger_inversion.suspected_trigger(config, inversion)
+    return inversion
 
 
 def _write_pictures(
@@ -507,13 +508,12 @@ def _write_pictures(
     path = directory.path / "vaccine.npz"
     with np.load(path) as stored:
         selection = dict(stored)
-    write_arrays(
-        path,
-        **selection,
-        synthetic=np.asarray(measure(teacher, images)),
-        clean=np.asarray(measure(teacher, test.images[: evaluation.BATCH] / 255.0)),
-        triggered=np.asarray(measure(teacher, test.triggered[: evaluation.BATCH] / 255.0)),
-    )
+    measured = {
+        "synthetic": measure(teacher, images),
+        "clean": measure(teacher, test.images[: evaluation.BATCH] / 255.0),
+        "triggered": measure(teacher, test.triggered[: evaluation.BATCH] / 255.0),
+    }
+    write_arrays(path, **(selection | measured))  # a run stopped between here and its result has them already
 
 
 def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[evaluation.Rates, dict[str, Any]]:

@@ -16,6 +16,7 @@ from tests import networks, reference
 SHAPE, BATCH = (4, 4, 1), 4
 IMAGES = networks.images(3, BATCH, SHAPE)
 TEACHER = networks.tiny(1)
+UNKNOWN = trigger_inversion.unknown(InversionConfig(), SHAPE)
 advance = jax.jit(trigger_inversion.advance, static_argnums=0)
 
 pytestmark = pytest.mark.optax
@@ -67,7 +68,7 @@ def test_erasing_fills_the_mask_and_nothing_else():
 
 
 def test_nothing_is_erased_by_a_trigger_of_no_pixel():
-    erased = trigger_inversion.erase(trigger_inversion.nowhere(SHAPE), (0.5,), IMAGES)
+    erased = trigger_inversion.erase(UNKNOWN.trigger, (0.5,), IMAGES)
     np.testing.assert_array_equal(erased, IMAGES)
 
 
@@ -124,8 +125,9 @@ def test_the_suspect_has_the_smallest_trigger_that_works(sizes, flips, suspect):
     triggers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn(seed) for seed in range(3)))
     inversion = Inversion(triggers, jnp.asarray(sizes), jnp.asarray(flips))
     assert int(trigger_inversion.suspect(inversion)) == suspect
-    found = trigger_inversion.suspected_trigger(InversionConfig(anomaly=-100.0), inversion)
-    chex.assert_trees_all_equal(found, drawn(suspect))
+    found = trigger_inversion.suspected(InversionConfig(anomaly=-100.0), inversion, UNKNOWN)
+    assert int(found.target) == suspect
+    chex.assert_trees_all_equal(found.trigger, drawn(suspect))
 
 
 def test_the_anomaly_by_hand_and_what_it_decides():
@@ -135,8 +137,9 @@ def test_the_anomaly_by_hand_and_what_it_decides():
     index = np.log(21 / 4) / (1.4826 * np.median(np.abs(np.log(sizes / 21))))
     assert float(trigger_inversion.anomaly(inversion)) == pytest.approx(index, rel=1e-5)
     for bar, used in [(index - 0.01, True), (index + 0.01, False)]:
-        trigger = trigger_inversion.suspected_trigger(InversionConfig(anomaly=bar), inversion)
-        np.testing.assert_array_equal(trigger.mask, drawn(0).mask * used)
+        found = trigger_inversion.suspected(InversionConfig(anomaly=bar), inversion, UNKNOWN)
+        assert int(found.target) == (0 if used else -1)
+        np.testing.assert_array_equal(found.trigger.mask, drawn(0).mask * used)
 
 
 def test_on_the_host_and_on_the_device_it_is_the_same_search(monkeypatch):

@@ -31,7 +31,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
     ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
     ([*REPRODUCE, "--dataset", "cifar11"], "did you mean 'cifar10'"),
-    ([*REPRODUCE, "--method", "cmi"], "zskt"),
+    ([*REPRODUCE, "--method", "cmii"], "did you mean 'cmi'"),
     ([*REPRODUCE, "--dtype", "float16"], "'float32', 'bfloat16'"),
     ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
     ([*REPRODUCE, "--teacher.architecture", "wrn-11-1"], "wrn-D-W with depth D = 10, 16"),

@@ -28,7 +28,7 @@ INVERTED = dataclasses.replace(
     PRESET,
     name="inverted",
     vaccine=dataclasses.replace(PRESET.vaccine, censor=True),
-    retrospection=dataclasses.replace(PRESET.retrospection, perturb="inverted"),
+    retrospection=dataclasses.replace(PRESET.retrospection, perturb="inverted", hunt=2, restart=2),
     inversion=InversionConfig(images=4, steps=2, anomaly=-100.0),
 )
 

@@ -30,9 +30,9 @@ def prepared(preset, defense, mesh=None):
     state = run.init(small.key(3), teacher)
     if state.vaccine is not None:
         state = state.replace(vaccine=state.vaccine.replace(enabled=jnp.ones(())))
-    if state.trigger is not None:
-        mask = jnp.zeros((8, 8, 1)).at[5:7, 5:7].set(0.9)
-        state = state.replace(trigger=Trigger(mask, jnp.ones((8, 8, 1))))
+    if state.backdoor is not None:
+        trigger = Trigger(jnp.zeros((8, 8, 1)).at[5:7, 5:7].set(0.9), jnp.ones((8, 8, 1)))
+        state = state.replace(backdoor=state.backdoor.replace(target=jnp.int32(0), trigger=trigger))
     if mesh is not None:
         teacher, state = sharding.replicate((teacher, state), mesh)
     return run, state, teacher
@@ -68,7 +68,7 @@ def reference(key_reuse, preset):
         return trained(preset, "abd")
 
 
-def assert_trained_alike(result, expected):
+def assert_trained_alike(preset, result, expected):
     """All but one in ten thousand parameters agree, and those differ by no more than the sign of an Adam step each.
 
     Adam divides a gradient that is nothing but rounding by its own size.
@@ -76,12 +76,12 @@ def assert_trained_alike(result, expected):
     pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
     apart = np.concatenate([(np.abs(a - b) - TOLERANCE["rtol"] * np.abs(b)).ravel() for a, b in pairs])
     assert np.mean(apart > TOLERANCE["atol"]) <= 1e-4
-    assert apart.max() <= 2 * ABD.student.learning_rate * CYCLES * ABD.student.updates
+    assert apart.max() <= 2 * preset.student.learning_rate * preset.student.cycles * preset.student.updates
 
 
 def test_one_program_computes_what_the_host_dispatches(preset, reference):
     state, metrics = trained(preset, "abd", platform="tpu")  # the accelerators' form, run on CPU
-    assert_trained_alike(state.student.variables, reference[0].student.variables)
+    assert_trained_alike(preset, state.student.variables, reference[0].student.variables)
     chex.assert_trees_all_close(metrics, reference[1], atol=2e-5, rtol=2e-3)
 
 
@@ -138,9 +138,9 @@ def test_only_the_teacher_and_the_generators_reward_are_censored():
     censored = run.censored(state, teacher)
     np.testing.assert_array_equal(censored(images).logits, censored(changed).logits)
     assert np.abs(teacher(images).logits - teacher(changed).logits).max() > 1e-3
-    _, lesson, _ = dispatch.synthesize(run, Phase(), small.key(3), jax.tree.map(jnp.copy, state), teacher)
+    lesson, _ = dispatch.teach(run, Phase(), small.key(3), state, teacher, np.int32(0))
     np.testing.assert_allclose(lesson.logits, censored(lesson.images).logits, atol=1e-5)
-    hidden = trigger_inversion.erase(state.trigger, teacher.mean, lesson.images)
+    hidden = trigger_inversion.erase(state.backdoor.trigger, teacher.mean, lesson.images)
     assert np.abs(lesson.images - hidden).max() > 1e-3
     assert Distillation.make(INVERTED, "sr", teacher).censored(state, teacher) is teacher
 
