@@ -2,6 +2,7 @@
 
 import sys
 
+from experiments import process
 from experiments.console import run
 
 COMMANDS = {
@@ -19,4 +20,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    process.tune()
     sys.exit(run(COMMANDS, sys.argv[1:]))
