@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
     "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
     "diagnose": "could poison hide in this data and network?",
+    "compile": "what a TPU's compiler says of a preset's rounds, without a TPU (extra: tpu)",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
     "bench": "time our steps beside eager PyTorch's (extra: torch)",
