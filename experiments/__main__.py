@@ -2,6 +2,7 @@
 
 import sys
 
+from experiments import process
 from experiments.console import run
 
 COMMANDS = {
@@ -13,10 +14,12 @@ COMMANDS = {
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
     "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
     "diagnose": "could poison hide in this data and network?",
+    "compile": "what a TPU's compiler says of a preset's rounds, without a TPU (extra: tpu)",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
     "bench": "time our steps beside eager PyTorch's (extra: torch)",
 }
 
 if __name__ == "__main__":
+    process.tune()
     sys.exit(run(COMMANDS, sys.argv[1:]))

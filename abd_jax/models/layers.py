@@ -1,7 +1,7 @@
 """Layers that every network shares: the convolution and batch normalization.
 
-The convolution computes what `lax.conv_general_dilated` computes; only its kernel gradient has a second form, for wide
-layers on CPU, where XLA's own is slow. Batch normalization returns the statistics that it saw, so that one forward
+The convolution computes what `lax.conv_general_dilated` computes; only its kernel gradient has a second form, for large
+images on CPU, where XLA's own is slow. Batch normalization returns the statistics that it saw, so that one forward
 pass serves distillation, DeepInversion and the update of the running statistics.
 """
 
@@ -23,7 +23,7 @@ Norm = Literal["batch", "running"]
 BATCH_NORM_EPSILON = 1e-5
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _ROWS_PER_PRODUCT = 4096  # pixels per matrix product of the CPU kernel gradient: fits the second-level cache
-_WORTH_A_LOOP = 2**29  # multiply-adds of a kernel gradient from which matrix products beat XLA's own on CPU
+_WORTH_A_LOOP = 2**20  # numbers in the images from which matrix products beat XLA's kernel gradient on CPU
 
 
 def _convolve(images: Array, kernel: Array, stride: int) -> Array:
@@ -59,14 +59,14 @@ def _input_gradient(cotangent: Array, kernel: Array, stride: int, shape: tuple[i
 def _kernel_gradient(images: Array, cotangent: Array, stride: int, size: int) -> Array:
     """The kernel's cotangent: the transpose of `convolution` in its second argument.
 
-    XLA's own form is one convolution, which XLA's CPU backend runs on one core. With jaxlib 0.10.2, two cores, batch
-    128 and 3×3 it takes 132 ms where the loop of products takes 73 (128 → 128 channels at 16×16), and 38 where the loop
-    takes 29 (32 → 32 at 32×32). But a loop costs a step more than its products. CPU time of a whole step, XLA's form
-    against the loop: 2.32 against 1.44 s for ZSKT's generator, 1.67 against 1.42 s for WRN-16-2, 0.53 against 0.67 s
-    for WRN-16-1. So narrow layers keep XLA's form.
+    XLA's own form is one convolution, for which its CPU backend first turns batch and channels of images and cotangent
+    around in memory: at WRN-16-1's 32×32 layers (16 channels, batch 128) these transposes take as long as the
+    convolution, 83 of the step's 398 ms of CPU time. The loop of products reads both as they lie. CPU time with jaxlib
+    0.10.2: 7 ms against 13 (16 → 16 channels at 32×32), 20 against 53 (32 → 32 at 32×32), 5.6 against 6.7 (32 → 32 at
+    16×16), 6.0 against 5.8 (64 → 64 at 8×8). Small images keep XLA's form.
     """
     by_xla = functools.partial(_kernel_gradient_by_xla, stride=stride, size=size)
-    if cotangent.size * images.shape[-1] * size**2 < _WORTH_A_LOOP:
+    if images.size < _WORTH_A_LOOP:
         return by_xla(images, cotangent)
     by_products = functools.partial(_kernel_gradient_by_products, stride=stride, size=size)
     return lax.platform_dependent(images, cotangent, cpu=by_products, default=by_xla)

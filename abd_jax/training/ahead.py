@@ -1,0 +1,217 @@
+"""Compiles a run's functions for accelerators that are not here, from shapes alone, and reads what the compiler says.
+
+The functions are those of `training.dispatch`, with the same donation and the same shardings as in a run; only the
+arguments are abstract and the devices come from a description (`jax.experimental.topologies`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from abd_jax import data, models
+from abd_jax.training import dispatch, sharding
+from abd_jax.training.config import Preset
+from abd_jax.training.distill import Distillation, Parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a chip can do at best.
+
+    Attributes:
+        flops: bfloat16 operations per second, dense.
+        bandwidth: bytes per second to its memory.
+        memory: bytes.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CHIPS = {
+    # https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
+    "v4": Chip(275e12, 1228e9, 32 * 2**30),
+    "v5e": Chip(197e12, 819e9, 16 * 2**30),
+    "v5p": Chip(459e12, 2765e9, 95 * 2**30),
+    "v6e": Chip(918e12, 1640e9, 32 * 2**30),
+}
+"""Name → its makers' figures."""
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
+_COLLECTIVE = re.compile(
+    r" = (?P<result>.*?) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+)
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_HOST = re.compile(r" (infeed|outfeed|send|recv)\(|custom_call_target=\"[^\"]*(callback|HostTransfer)[^\"]*\"")
+
+
+def topology_mesh(name: str, devices: int | None = None) -> tuple[Chip, Mesh]:
+    """The chip and a mesh of the first `devices` of a described machine, e.g. `v5e:2x2`.
+
+    Raises:
+        ValueError: unknown chip or shape, or no compiler for it here.
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+        raise ValueError(f"--topology {name!r}: allowed are CHIP:SHAPE with CHIP of {', '.join(CHIPS)}, e.g. v5e:2x2")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"--topology {name}: the TPU's compiler, libtpu, is not installed: pip install 'abd-jax[tpu]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud which machine this is
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"--topology {name}: {error}") from None
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ValueError(f"--devices {devices}: allowed are 1 … {len(found)}, the devices of {name}")
+    chosen = np.array(found[:devices])
+    return CHIPS[chip], Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+
+
+def with_batch(preset: Preset, batch: int) -> Preset:
+    """The preset with another batch for the student and, where the method has one of its own, for synthesis."""
+    own = {"batch": batch} if hasattr(preset.synthesis, "batch") else {}
+    synthesis = dataclasses.replace(preset.synthesis, **own)
+    return dataclasses.replace(
+        preset, student=dataclasses.replace(preset.student, batch=batch), synthesis=synthesis
+    )
+
+
+def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
+    """Name, calls per round, and the lowered form of everything that the last kind of round consists of.
+
+    The last, `round`, is all of it as the one program that training runs.
+    """
+    info = data.info(preset.dataset)
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    channels = info.image_shape[-1]
+
+    def placed(tree: Any, place: NamedSharding = everywhere) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+    key = placed(jax.eval_shape(lambda: jax.random.key(0)))
+    create = functools.partial(
+        models.create,
+        name=preset.teacher.architecture,
+        num_classes=len(info.classes),
+        input_shape=info.image_shape,
+        mean=info.mean or (0.5,) * channels,
+        std=info.std or (0.25,) * channels,
+        dtype=preset.dtype,
+    )
+    teacher = placed(jax.eval_shape(create, key))
+    run = Distillation.make(preset, defense, teacher, split, info.classes)
+    state = placed(jax.eval_shape(run.init, key, teacher))
+    index = placed(jax.ShapeDtypeStruct((), np.int32))
+    phase = run.phases()[-1]
+    updates = preset.student.updates
+    if preset.synthesis.updates:
+        yield (
+            "synthesis update",
+            preset.synthesis.updates,
+            dispatch.synthesize.lower(run, phase, key, state, teacher, index),
+        )
+    yield (
+        "lesson",
+        updates if run.synthesizer.fresh else 1,
+        dispatch.teach.lower(run, phase, key, state, teacher, index),
+    )
+    lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
+    delta = []
+    if phase.retrospective and not run.pastes:
+        ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), key, state, teacher, lesson, index)
+        ascent = jax.tree.map(
+            lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
+        )
+        steps = updates * preset.retrospection.ascent_steps
+        yield "ascent step", steps, dispatch.ascend.lower(run, ascent, state, teacher)
+        delta = [ascent.delta]
+    yield "student update", updates, dispatch.study.lower(run, phase, key, state, lesson, index, *delta)
+    parts = Parts(dispatch.repeat_on_device)
+    yield "round", 1, dispatch.whole_round.lower(run, phase, parts, key, state, teacher)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a compiler says of one program, per device.
+
+    Attributes:
+        name: of the function.
+        calls: per round.
+        flops, bytes: of one call; a loop's body counts once, so of `round` they say little.
+        memory: bytes of arguments, results and intermediate values while it runs.
+        collectives: kind → (how many, bytes).
+        host_transfers: instructions that reach the host.
+        predicted: the compiler's own estimate of one call in seconds; None where it gives none.
+        compile_seconds: how long compiling took here.
+    """
+
+    name: str
+    calls: int
+    flops: float
+    bytes: float
+    memory: float
+    collectives: dict[str, tuple[int, int]]
+    host_transfers: int
+    predicted: float | None
+    compile_seconds: float
+
+    def floor(self, chip: Chip) -> float:
+        """The roofline: no program with these flops and bytes takes less, in seconds."""
+        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+
+    def largest_batch(self, chip: Chip, batch: int, fixed: float) -> int:
+        """An estimate: what is left of the memory after `fixed` bytes grows with the batch."""
+        return math.floor(batch * (chip.memory - fixed) / max(self.memory - fixed, 1))
+
+
+def compiled_facts(name: str, calls: int, lowered: Any) -> Facts:
+    """Compiles and reads."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    predicted = cost.get("optimal_seconds", -1.0)
+    return Facts(
+        name=name,
+        calls=calls,
+        flops=cost.get("flops", 0.0),
+        bytes=cost.get("bytes accessed", 0.0),
+        memory=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        collectives=collectives(text),
+        host_transfers=len(_HOST.findall(text)),
+        predicted=predicted if predicted > 0 else None,  # libtpu's is negative for float32
+        compile_seconds=seconds,
+    )
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Kind → how many such instructions a compiled program has, and the bytes that they return together."""
+    found: dict[str, tuple[int, int]] = {}
+    for match in _COLLECTIVE.finditer(hlo):
+        count, total = found.get(match["name"], (0, 0))
+        found[match["name"]] = count + 1, total + sum(map(_size, _SHAPE.findall(match["result"])))
+    return found
+
+
+def _size(shape: Sequence[str]) -> int:
+    dtype, sides = shape
+    return _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)

@@ -1,0 +1,103 @@
+"""`compile`: what an accelerator's compiler says of a preset's rounds, without the accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+from rich.table import Table
+
+from abd_jax.training import ahead, config
+from abd_jax.training.run_directory import versions, write_json
+from experiments.commands._common import PresetFields, with_preset
+from experiments.console import choose, stderr, stdout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Options of `compile`; the rest are the preset's fields."""
+
+    preset: PresetFields
+    topology: str = "v5e:2x2"
+    """Chip and shape of the machine: v4, v5e, v5p or v6e."""
+    devices: int | None = None
+    """Use only so many of its devices."""
+    batch: int | None = None
+    """Images per device and step; the preset's batch is over all devices."""
+    defense: config.Defense = "abd"
+    """Of its rounds the last kind is compiled."""
+    functions: tuple[str, ...] = ()
+    """Only these: synthesis_update, lesson, ascent_step, student_update, round."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write everything there."""
+
+    def __post_init__(self) -> None:
+        for name in self.functions:
+            choose("--functions", name, FUNCTIONS)
+        if self.defense == "clean_kd":
+            raise ValueError("--defense clean_kd: has no rounds; allowed are none, sv, sr, abd")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
+
+
+FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_step", "student_update", "round"))
+
+
+def main(argv: list[str]) -> None:
+    """Parses, compiles, prints."""
+    options = with_preset(
+        Compile, argv, prog="compile", description="Compile a preset's rounds for an accelerator that is not here."
+    )
+    jax.config.update("jax_platforms", "cpu")  # the accelerator's library compiles, but finds no device
+    chip, mesh = ahead.topology_mesh(options.topology, options.devices)
+    preset, devices = options.preset, mesh.devices.size
+    if options.batch is not None:
+        preset = ahead.with_batch(preset, options.batch * devices)
+    elif preset.student.batch % devices:
+        raise ValueError(f"--devices {devices}: the preset's batch of {preset.student.batch} cannot be split over them")
+    per_device = preset.student.batch // devices
+    table = Table("per device", "value", title=f"{preset.name}, {preset.method}, {preset.dtype}, {options.defense}")
+    table.title += f": {per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
+    found = []
+    for name, calls, lowered in ahead.functions(preset, options.defense, mesh):
+        if options.functions and name.replace(" ", "_") not in options.functions:
+            continue
+        stderr.print(f"compiling: {name}", highlight=False)
+        facts = ahead.compiled_facts(name, calls, lowered)
+        found.append(facts)
+        table.add_section()
+        for row in _rows(facts, chip, per_device):
+            table.add_row(*row)
+    stdout.print(table)
+    if options.json:
+        results = [
+            dataclasses.asdict(facts) | {"floor": facts.floor(chip), "batch_per_device": per_device} for facts in found
+        ]
+        header = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype, "defense": options.defense}
+        header |= {"topology": options.topology, "devices": devices, "chip": dataclasses.asdict(chip)}
+        write_json(options.json, header | {"versions": versions(), "functions": results})
+
+
+def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, str]]:
+    """One function's part of the table."""
+    calls = f"{facts.name} (×{facts.calls} a round)" if facts.name != "round" else "the whole round, one program"
+    memory = f"{facts.memory / 2**20:.0f} MiB of {chip.memory / 2**20:.0f}, {1 - facts.memory / chip.memory:.0%} left"
+    moved = ", ".join(f"{n} {kind}, {size / 1e6:.3f} MB" for kind, (n, size) in facts.collectives.items())
+    rows = [(calls, f"compiled in {facts.compile_seconds:.0f} s"), ("  memory", memory)]
+    if facts.name != "round":  # the cost analysis counts a loop's body once
+        floor = facts.floor(chip)
+        bound = "flops" if facts.flops / chip.flops == floor else "bytes"
+        rows += [
+            ("  flops", f"{facts.flops:.3g}"),
+            ("  bytes", f"{facts.bytes:.3g}, {facts.bytes / batch / 1e6:.2f} MB an image"),
+            ("  floor", f"{1e3 * floor:.3f} ms, by {bound}"),
+        ]
+        if facts.predicted is None:
+            rows.append(("  predicted", "no time by this compiler"))
+        else:
+            rows.append(("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}"))
+    rows += [("  collectives", moved or "none"), ("  host transfers", str(facts.host_transfers or "none"))]
+    return rows
