@@ -45,9 +45,7 @@ def _extra(module: str, option: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(
-            f"{option}: needs the package {module}; install it with pip install 'abd-jax[{extra}]'"
-        ) from None
+        raise ValueError(f"{option}: needs {module}: pip install 'abd-jax[{extra}]'") from None
 
 
 # --- this machine

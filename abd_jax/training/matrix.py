@@ -185,16 +185,15 @@ def _output_to(path: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with path.open("a") as file:
+    with path.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         faulthandler.enable(file)
         try:
-            yield
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
         finally:
             faulthandler.disable()
-            sys.stdout.flush()
-            sys.stderr.flush()
             for descriptor, old in enumerate(kept, start=1):
                 os.dup2(old, descriptor)
                 os.close(old)

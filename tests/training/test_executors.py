@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_on_termination_workers_may_save(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(("executor", "package"), [(Ray(), "ray"), (Slurm(folder=None), "submitit")])
+@pytest.mark.parametrize(("executor", "package"), [(Ray(), "ray"), (Slurm(Path("slurm")), "submitit")])
 def test_a_missing_package_is_one_clear_line(executor, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf"needs {package}: pip install 'abd-jax\["):

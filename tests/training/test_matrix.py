@@ -126,7 +126,7 @@ def test_other_settings_are_refused_where_they_matter_and_only_there(tmp_path, t
     matrix.run(top, *grid(top), here)
     names.clear()
     vaccine = dataclasses.replace(small.PRESET.vaccine, copies=2)
-    with pytest.raises(ValueError, match="started with preset.vaccine.copies = 3, now 2"):
+    with pytest.raises(ValueError, match=r"started with preset\.vaccine\.copies = 3, now 2"):
         matrix.run(top, *grid(top, (dataclasses.replace(small.PRESET, vaccine=vaccine),)), here)
     matrix.run(top, *grid(top, (dataclasses.replace(small.PRESET, vaccine=vaccine),), ("none",)), here)
     assert not names
