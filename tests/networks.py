@@ -54,6 +54,7 @@ class Tiny(nn.Module):
     size: int = 3
     kernels = ("conv",)
     batch_norms = ("bn",)
+    normalized = ("conv",)
 
     @nn.compact
     def __call__(self, x, norm):

@@ -48,6 +48,8 @@ class Classifier(Protocol):
     those that can."""
     batch_norms: tuple[str, ...]
     """Paths of all batch normalizations, in forward order; none in a network without."""
+    normalized: tuple[str, ...]
+    """For each of those, the path of the kernel whose output it reads; where it reads a sum, of the last one in it."""
 
     def entry_of(self, kernel: str) -> int:
         """The last entry at or before the kernel."""

@@ -32,6 +32,12 @@ _MEANINGS = {
     "sv": "with the Shuffling Vaccine: images on which shuffled copies of the teacher still agree with it are suspect",
     "sr": "with Self-Retrospection: the student unlearns what a small universal perturbation can flip",
     "abd": "with both, the Shuffling Vaccine and Self-Retrospection",
+    "clp": "with channel Lipschitz pruning: channels of the teacher that react too strongly are switched off",
+    "fine_pruning": "fine-pruned: features of the student that synthesized images leave asleep are switched off",
+    "nad": "with neural attention distillation on synthesized images after distillation",
+    "i_bau": "with I-BAU on synthesized images after distillation",
+    "dhbe": "with DHBE’s regularizer: a generator of patches plays against the student",
+    "abl": "with ABL-style filtering: the images of lowest loss are left out",
     "clean_kd": "a reference that has real data: distilled on a share of the clean training set",
 }
 

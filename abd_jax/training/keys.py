@@ -17,6 +17,7 @@ STREAMS = (
     "samples",
     "inversion",
     "lessons",
+    "rival",
 )
 
 

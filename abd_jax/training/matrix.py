@@ -91,6 +91,7 @@ class Cell:
             del settings["inversion"]
         if self.defense != "clean_kd":
             del settings["clean_kd"]
+        settings["rivals"] = {name: values for name, values in settings["rivals"].items() if name == self.defense}
         stored = json.loads((self.teacher.path / "network" / checkpoint.NETWORK_FILE).read_text())
         teacher = {"path": self.teacher.name, "digest": stored["digest"]}
         return {"preset": settings, "role": "student", "defense": self.defense, "teacher": teacher, **facts}
