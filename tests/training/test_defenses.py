@@ -9,6 +9,7 @@ import pytest
 
 from abd_jax import synthesis
 from abd_jax.defenses import rivals
+from abd_jax.defenses.base import Rival
 from abd_jax.defenses.i_bau import IBAU
 from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
@@ -172,20 +173,21 @@ def test_a_run_with_a_rival_leaves_its_row_and_notes(defense, tmp_path, monkeypa
     assert (tmp_path / "run" / "rival.json").exists() == (defense != "clp")
 
 
-def test_repair_draws_from_the_final_synthesizer_and_is_repeatable():
-    run, state = begun("zskt", "fine_pruning")
+def test_repair_draws_from_the_final_synthesizer_and_is_repeatable(tmp_path):
+    run, state = begun("zskt", "none")
     seen = []
 
-    class Watching(type(run.rival)):
+    class Watching(Rival):
         def repair(self, key, student, teacher, sample):
             seen.append([np.asarray(sample(index)) for index in (0, 1, 0)])
             return student, {}
 
-    object.__setattr__(run.preset.rivals, "fine_pruning", Watching())
-    try:
-        runs._repair(None, run, small.key(1), state, small.teacher())
-    finally:
-        object.__setattr__(run.preset.rivals, "fine_pruning", rivals.FinePruning(batches=2, steps=1))
+    class Watched(Distillation):
+        rival = property(lambda self: Watching())
+
+    runs._repair(
+        RunDirectory(tmp_path), Watched(run.preset, run.defense, run.synthesizer), small.key(1), state, small.teacher()
+    )
     first, second, again = seen[0]
     assert first.shape == (BATCH, 8, 8, 1) and (first == again).all() and np.abs(first - second).max() > 1e-3
     expected = run.synthesizer.sample(keys.stream(small.key(1), "samples", 1), state.synthesizer, BATCH)
