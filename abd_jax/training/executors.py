@@ -41,11 +41,16 @@ class Terminated(Exception):
     """SIGTERM came; the workers were told to save and have stopped."""
 
 
-def _extra(module: str, option: str, extra: str) -> ModuleType:
+def require(module: str, executor: str) -> ModuleType:
+    """The package that an executor needs, which is an extra of its name.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{option}: needs {module}: pip install 'abd-jax[{extra}]'") from None
+        raise ValueError(f"--executor {executor}: needs {module}: pip install 'abd-jax[{executor}]'") from None
 
 
 # --- this machine
@@ -160,7 +165,7 @@ class Ray:
     def __call__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Results:
         if not items:
             return
-        ray = _extra("ray", "--executor ray", "ray")
+        ray = require("ray", "ray")
         own = not ray.is_initialized()
         if own:
             local: dict[str, Any] = {"num_cpus": max(1, round(self.workers * self.cpus)), "include_dashboard": False}
@@ -230,7 +235,7 @@ class Slurm:
     def __call__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Results:
         if not items:
             return
-        submitit = _extra("submitit", "--executor slurm", "slurm")
+        submitit = require("submitit", "slurm")
         try:
             executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
         except RuntimeError as error:

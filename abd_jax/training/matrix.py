@@ -225,10 +225,16 @@ class Matrix:
 
     def __init__(self, top: Path, asked: Iterable[Cell]) -> None:
         self.top, path = top, top / GRID_FILE
-        before = json.loads(path.read_text()) if path.is_file() else []
-        self._entries: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in before}
+        self._entries: dict[str, dict[str, Any]] = {}
+        try:
+            for entry in json.loads(path.read_text()) if path.is_file() else []:
+                state: State = "failed" if entry["state"] == "failed" else "waiting"
+                done = (top / entry["name"] / RESULT_FILE).is_file()
+                self._entries[entry["name"]] = {**entry, "state": "done" if done else state}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it and use --resume") from error
         for cell in asked:
-            state: State = "done" if cell.done else "waiting"
+            state = "done" if cell.done else "waiting"
             self._entries[cell.name] = {
                 "name": cell.name,
                 "role": "teacher" if cell.defense is None else "student",

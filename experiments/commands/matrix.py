@@ -143,7 +143,9 @@ def main(argv: list[str]) -> None:
 
 def _executor(options: MatrixOptions, top: Path) -> executors.Execute:
     if options.executor == "ray":
+        executors.require("ray", "ray")
         return executors.Ray(options.workers, options.retries, **dataclasses.asdict(options.ray))
     if options.executor == "slurm":
+        executors.require("submitit", "slurm")
         return executors.Slurm(top / "slurm", options.workers, options.retries, **dataclasses.asdict(options.slurm))
     return executors.Local(options.workers, options.retries)
