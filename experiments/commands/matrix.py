@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import json
 import shlex
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from abd_jax import data, synthesis
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_matrix_page
 from abd_jax.training import config, executors, matrix, runs
-from abd_jax.training.run_directory import RunDirectory, describe
+from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import PROGRAM, stderr, stdout
 
@@ -114,6 +115,8 @@ def main(argv: list[str]) -> None:
     }
     shared = {name: value for name, value in describe(options.preset)["preset"].items() if name in ("dataset", "dtype")}
     RunDirectory.open(options.out, {"preset": shared, **facts}, existing(options.resume, options.overwrite))
+    stored = json.loads((top / CONFIG_FILE).read_text())
+    write_json(top / CONFIG_FILE, stored | {"command": facts["command"]})  # the grid may have grown
 
     def tell(cell: matrix.Cell, outcome: matrix.Outcome, finished: int, total: int) -> None:
         rates = "told to stop"

@@ -1,13 +1,14 @@
 """Every method under every defense: a round of each phase runs, the student learns, and the defense's weights act."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import synthesis
+from abd_jax import losses, models, synthesis
 from abd_jax.defenses import rivals
 from abd_jax.defenses.base import Rival
 from abd_jax.defenses.i_bau import IBAU
@@ -54,24 +55,28 @@ def preset(method="zskt", cycles=2):
         student=StudentConfig(
             "wrn-10-1", cycles, updates=1, batch=BATCH, attention=0.0, evaluate_every=1, checkpoint_every=1
         ),
-        vaccine=VaccineConfig(copies=2, kernels=2, student_weights="paper", generator_weights=True, select=False),
+        vaccine=VaccineConfig(copies=2, kernels=1, student_weights="paper", generator_weights=True, select=False),
         rivals=TINY_RIVALS,
     )
 
 
+def teacher():
+    return networks.pair(0, (8, 8, 1), num_classes=10)
+
+
 @pytest.fixture(autouse=True)
 def tiny_student(monkeypatch):
-    """A student that compiles quickly; the teacher is a network whose kernels can be shuffled."""
+    """A student that compiles quickly."""
 
     def create(key, name, *, num_classes, input_shape, **_):
         return networks.tiny(5, input_shape, num_classes=num_classes)
 
-    monkeypatch.setattr(distill.models, "create", create)
+    monkeypatch.setattr(distill, "models", types.SimpleNamespace(create=create, Norm=models.Norm))
 
 
 def begun(method, defense):
-    run = Distillation.make(preset(method), defense, small.teacher(), classes=CLASSES)
-    return run, run.init(small.key(1), run.rival.harden(small.teacher()))
+    run = Distillation.make(preset(method), defense, teacher(), classes=CLASSES)
+    return run, run.init(small.key(1), run.rival.harden(teacher()))
 
 
 def rounds(run, state, teacher):
@@ -101,7 +106,7 @@ PAIRS = [
 def test_a_method_runs_under_a_defense(method, defense):
     run, state = begun(method, defense)
     before = jax.tree.map(np.asarray, state.student.params)
-    state, metrics = rounds(run, state, small.teacher())
+    state, metrics = rounds(run, state, teacher())
     moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before, state.student.params)
     assert min(jax.tree.leaves(moved)) > 0
     assert ("student/suspicious" in metrics) == (defense in ("sv", "abd"))
@@ -115,7 +120,7 @@ def test_every_method_is_tried_here():
 
 
 def lesson(run, state):
-    return dispatch.teach(run, run.phase(0), small.key(1), state, small.teacher(), np.int32(0))[0]
+    return dispatch.teach(run, run.phase(0), small.key(1), state, teacher(), np.int32(0))[0]
 
 
 def copied(tree):
@@ -141,8 +146,6 @@ def test_dhbe_and_abl_act_on_a_round():
     run, state = begun("zskt", "abl")
     _, filtered = dispatch.study(run, run.phase(0), small.key(1), copied(state), told, np.int32(0))
     student = np.asarray(plain.student(told.images, "batch").logits)
-    from abd_jax import losses
-
     apart = np.sort(np.asarray(losses.kl_divergence(told.logits, jnp.asarray(student))) / 10)
     np.testing.assert_allclose(vanilla["student/kl"], apart.mean(), rtol=1e-4)
     np.testing.assert_allclose(filtered["student/kl"], apart[2:].sum() / BATCH, rtol=1e-4)
@@ -168,7 +171,7 @@ def test_a_run_with_a_rival_leaves_its_row_and_notes(defense, tmp_path, monkeypa
     monkeypatch.setattr(runs.checkpoint, "save_network", lambda *_: "digest")  # a tiny network has no name to load by
     settings = preset(cycles=1)
     directory = RunDirectory.open(tmp_path / "run", describe(settings, defense=defense), "refuse")
-    row = runs.make_student(directory, settings, small.dataset(), small.teacher(), "badnet_sq", defense, seed=0)
+    row = runs.make_student(directory, settings, small.dataset(), teacher(), "badnet_sq", defense, seed=0)
     assert row["defense"] == defense and 0 <= row["acc"] <= 1
     assert (tmp_path / "run" / "rival.json").exists() == (defense != "clp")
 
@@ -186,7 +189,7 @@ def test_repair_draws_from_the_final_synthesizer_and_is_repeatable(tmp_path):
         rival = property(lambda self: Watching())
 
     runs._repair(
-        RunDirectory(tmp_path), Watched(run.preset, run.defense, run.synthesizer), small.key(1), state, small.teacher()
+        RunDirectory(tmp_path), Watched(run.preset, run.defense, run.synthesizer), small.key(1), state, teacher()
     )
     first, second, again = seen[0]
     assert first.shape == (BATCH, 8, 8, 1) and (first == again).all() and np.abs(first - second).max() > 1e-3
