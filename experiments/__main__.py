@@ -7,6 +7,7 @@ from experiments.console import run
 
 COMMANDS = {
     "reproduce": "poison teachers, distil with and without defenses, evaluate, write the report",
+    "matrix": "methods × triggers × defenses × seeds: a grid that survives crashes, here or on a cluster",
     "teacher": "train one poisoned teacher",
     "teachers": "tabulate a folder of teachers",
     "distill": "distil one student from a teacher, without data",

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from abd_jax import models
 from abd_jax.models import Forward, Network
-from abd_jax.models.layers import BatchNorm, Conv
+from abd_jax.models.layers import BatchNorm, Conv, gather
 
 MEAN = {1: (0.45,), 3: (0.5, 0.4, 0.3)}
 STD = {1: (0.3,), 3: (0.2, 0.25, 0.3)}
@@ -54,6 +54,7 @@ class Tiny(nn.Module):
     size: int = 3
     kernels = ("conv",)
     batch_norms = ("bn",)
+    normalized = ("conv",)
 
     @nn.compact
     def __call__(self, x, norm):
@@ -66,5 +67,43 @@ class Tiny(nn.Module):
 
 def tiny(seed: int = 0, shape: tuple[int, int, int] = (4, 4, 1), **options) -> Network:
     module = Tiny(**options)
+    variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, *shape)), "running"), jax.random.key(0))
+    return Network(randomized(variables, seed), module, MEAN[shape[2]], STD[shape[2]], shape)
+
+
+class Pair(nn.Module):
+    """`Tiny` with a second convolution, whose kernel can be shuffled."""
+
+    num_classes: int = 3
+    features: int = 4
+    kernels = ("conv", "second")
+    batch_norms = ("bn",)
+    normalized = ("conv",)
+
+    def setup(self):
+        self.conv, self.second = Conv(self.features), Conv(self.features)
+        self.bn = BatchNorm()
+        self.fc = nn.Dense(self.num_classes)
+
+    def __call__(self, x, norm):
+        h, tap = self.bn(self.conv(x), norm)
+        entry = nn.softplus(h)
+        stage, logits, embedding = self._rest(entry, None)
+        return Forward(logits, embedding, (stage,), (entry,), (tap,))
+
+    def entry_of(self, kernel):
+        return 0
+
+    def tail(self, h, entry, gathers):
+        return self._rest(h, gathers.get("second"))[1]
+
+    def _rest(self, h, order):
+        stage = nn.softplus(self.second(gather(h, order)))
+        embedding = stage.mean(axis=(1, 2))
+        return stage, self.fc(embedding), embedding
+
+
+def pair(seed: int = 0, shape: tuple[int, int, int] = (4, 4, 1), **options) -> Network:
+    module = Pair(**options)
     variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, *shape)), "running"), jax.random.key(0))
     return Network(randomized(variables, seed), module, MEAN[shape[2]], STD[shape[2]], shape)

@@ -13,7 +13,7 @@ from abd_jax.models import mobilenet, resnet, vgg, vit, wide_resnet
 from abd_jax.models.generator import Generator
 from abd_jax.models.layers import BatchNormTap, Norm
 from abd_jax.models.mobilenet import MobileNetV2
-from abd_jax.models.network import Forward, Network, initialize
+from abd_jax.models.network import Forward, Network, drawn, initialize
 from abd_jax.models.resnet import ResNet
 from abd_jax.models.typing import Leaf
 from abd_jax.models.vgg import VGG
@@ -36,6 +36,7 @@ __all__ = [
     "abstract",
     "build",
     "create",
+    "drawn",
 ]
 
 Architecture: TypeAlias = WideResNet | ResNet | VGG | MobileNetV2 | VisionTransformer

@@ -131,6 +131,10 @@ class MobileNetV2(nn.Module):
         ]
         return ("bn_stem", *inside, "bn_head")
 
+    @property
+    def normalized(self) -> tuple[str, ...]:
+        return tuple(path.removesuffix("_bn").replace("bn_", "conv_") for path in self.batch_norms)
+
     def entry_of(self, kernel: str) -> int:
         """Index of the block that owns the kernel; behind the last block comes the head; the stem has none."""
         if kernel == "conv_head":

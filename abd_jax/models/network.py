@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -48,6 +49,8 @@ class Classifier(Protocol):
     those that can."""
     batch_norms: tuple[str, ...]
     """Paths of all batch normalizations, in forward order; none in a network without."""
+    normalized: tuple[str, ...]
+    """For each of those, the path of the kernel whose output it reads; where it reads a sum, of the last one in it."""
 
     def entry_of(self, kernel: str) -> int:
         """The last entry at or before the kernel."""
@@ -124,9 +127,19 @@ class Network:
         return (images - mean.astype(images.dtype)) / std.astype(images.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(function: Callable[..., Any], owner: Any, *arguments: Any) -> Any:
+    """`function(owner, *arguments)` as one program, compiled once for all equal owners, whoever asks."""
+    return function(owner, *arguments)
+
+
+def _draw(module: nn.Module, key: Array, images: Array) -> Any:
+    return module.init(key, images, "running")
+
+
 def initialize(
     key: Array, module: nn.Module, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Network:
     """Draws the variables of a classifier for images of `input_shape` (height, width, channels)."""
-    variables = jax.jit(lambda key: module.init(key, jnp.zeros((1, *input_shape)), "running"))(key)
+    variables = drawn(_draw, module, key, jnp.zeros((1, *input_shape)))
     return Network(variables=variables, module=module, mean=mean, std=std, input_shape=input_shape)

@@ -121,6 +121,10 @@ class ResNet(nn.Module):
     def batch_norms(self) -> tuple[str, ...]:
         return tuple(re.sub(r"conv(?=\d)", "bn", name).replace("/down", "/bn_down") for name in self.kernels)
 
+    @property
+    def normalized(self) -> tuple[str, ...]:
+        return tuple(path.replace("bn_downsample", "downsample").replace("bn", "conv") for path in self.batch_norms)
+
     def entry_of(self, kernel: str) -> int:
         """Index of the block that owns the kernel; the stem lies before every entry."""
         block = kernel.rpartition("/")[0]

@@ -62,6 +62,10 @@ class VGG(nn.Module):
     def batch_norms(self) -> tuple[str, ...]:
         return tuple(name.replace("conv", "bn") for name in self.kernels)
 
+    @property
+    def normalized(self) -> tuple[str, ...]:
+        return self.kernels
+
     def entry_of(self, kernel: str) -> int:
         """Entry i is what enters the convolution i + 1."""
         if kernel not in self.kernels[1:]:

@@ -87,6 +87,13 @@ class WideResNet(nn.Module):
     def batch_norms(self) -> tuple[str, ...]:
         return (*(f"{block}/{bn}" for block in self.block_names for bn in ("bn1", "bn2")), "bn1")
 
+    @property
+    def normalized(self) -> tuple[str, ...]:
+        """The stem's, or of the block before the second convolution's; within a block the first one's."""
+        ends = ("conv1", *(f"{block}/conv2" for block in self.block_names))
+        pairs = zip(ends, (f"{block}/conv1" for block in self.block_names), strict=False)
+        return (*(path for pair in pairs for path in pair), ends[-1])
+
     def entry_of(self, kernel: str) -> int:
         """Index of the block that owns the kernel; the stem lies before every entry."""
         block = kernel.rpartition("/")[0]

@@ -32,6 +32,12 @@ _MEANINGS = {
     "sv": "with the Shuffling Vaccine: images on which shuffled copies of the teacher still agree with it are suspect",
     "sr": "with Self-Retrospection: the student unlearns what a small universal perturbation can flip",
     "abd": "with both, the Shuffling Vaccine and Self-Retrospection",
+    "clp": "with channel Lipschitz pruning: channels of the teacher that react too strongly are switched off",
+    "fine_pruning": "fine-pruned: features of the student that synthesized images leave asleep are switched off",
+    "nad": "with neural attention distillation on synthesized images after distillation",
+    "i_bau": "with I-BAU on synthesized images after distillation",
+    "dhbe": "with DHBE’s regularizer: a generator of patches plays against the student",
+    "abl": "with ABL-style filtering: the images of lowest loss are left out",
     "clean_kd": "a reference that has real data: distilled on a share of the clean training set",
 }
 
@@ -164,7 +170,11 @@ def write_page(directory: Path) -> Path:
         ValueError: a malformed file in the directory.
     """
     directory = Path(directory)
-    text = render(read(directory))
+    return replace_page(directory, render(read(directory)))
+
+
+def replace_page(directory: Path, text: str) -> Path:
+    """Writes `directory/report.html` whole or not at all, and returns its path."""
     path = directory / "report.html"
     temporary = directory / f".report-{os.getpid()}.html.tmp"
     try:
@@ -175,8 +185,8 @@ def write_page(directory: Path) -> Path:
     return path
 
 
-def render(run: Reproduction) -> str:
-    """The page as text."""
+def page_environment() -> tuple[Environment, dict[str, Any]]:
+    """What every page is rendered with: the templates with their filters, and style, script and its digest."""
     environment = Environment(
         loader=PackageLoader("abd_jax.report"),
         autoescape=True,
@@ -189,15 +199,20 @@ def render(run: Reproduction) -> str:
     environment.tests["nested"] = nested
     templates = resources.files("abd_jax.report") / "templates"
     style, script = ((templates / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment, {"style": Markup(style), "script": Markup(script), "script_digest": digest}
+
+
+def render(run: Reproduction) -> str:
+    """The page as text."""
+    environment, shared = page_environment()
     target = None if run.target is None else run.class_name(run.target)
     summaries = summarize(run.rows)
     expected = len(run.triggers) * len(run.seeds) * (1 + len(run.defenses))
     defenses = dict.fromkeys((*run.defenses, *(row.defense for row in run.rows if row.role == "student")))
     return environment.get_template("page.html.j2").render(
         run=run,
-        style=Markup(style),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        **shared,
         headline=headline(run.rows, target),
         target=target,
         finished=len(run.rows),

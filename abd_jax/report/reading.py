@@ -179,7 +179,7 @@ def read(directory: Path) -> Reproduction:
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory / 'config.json'}: no such file, so this is no directory of `reproduce`")
     where = directory / "config.json"
-    config = _mapping(_read_json(where), where)
+    config = _mapping(read_json(where), where)
     triggers = _list(config, "triggers", str, where)
     seeds = _list(config, "seeds", int, where)
     defenses = _list(config, "defenses", str, where)
@@ -226,11 +226,11 @@ def read_rows(directory: Path) -> list[Row]:
     """
     rows: dict[tuple[str, str, int, str], Row] = {}
     for path in sorted((*directory.glob("teachers/*/result.json"), *directory.glob("students/*/result.json"))):
-        row = parse_row(_read_json(path), str(path))
+        row = parse_row(read_json(path), str(path))
         rows[row.role, row.trigger, row.seed, row.defense] = row
     path = directory / "results.json"
     if path.is_file():
-        listed = _read_json(path)
+        listed = read_json(path)
         if not isinstance(listed, list):
             raise ValueError(f"{path}: expected a list of rows, found {type(listed).__name__}")
         for index, raw in enumerate(listed):
@@ -312,7 +312,7 @@ def _student(path: Path, trigger: str, seed: int, defense: str) -> Student:
 
 def _run_config(path: Path) -> Mapping[str, Any]:
     where = path / "config.json"
-    return _mapping(_read_json(where), where) if where.is_file() else {}
+    return _mapping(read_json(where), where) if where.is_file() else {}
 
 
 def _curve(path: Path) -> Curve:
@@ -422,7 +422,12 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: not readable: {_one_line(error)}") from None
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The file's content.
+
+    Raises:
+        ValueError: it cannot be read, or is not JSON.
+    """
     try:
         return json.loads(_read_text(path))
     except json.JSONDecodeError as error:

@@ -12,7 +12,19 @@ from rich.text import Text
 
 from abd_jax.report.reading import Row, parse_row
 
-SHORT_NAMES = {"none": "vanilla", "sv": "SV", "sr": "SR", "abd": "ABD", "clean_kd": "clean KD"}
+SHORT_NAMES = {
+    "none": "vanilla",
+    "sv": "SV",
+    "sr": "SR",
+    "abd": "ABD",
+    "clean_kd": "clean KD",
+    "clp": "CLP",
+    "fine_pruning": "fine-pruning",
+    "nad": "NAD",
+    "i_bau": "I-BAU",
+    "dhbe": "DHBE",
+    "abl": "ABL",
+}
 """Defense → its name in a legend; one that is not here is named as it is."""
 
 _KEY = ("preset", "dataset", "method", "trigger", "role", "defense")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
 from abd_jax.data.augment import crop_and_flip
-from abd_jax.models import Forward, Generator, Leaf, Norm
+from abd_jax.models import Forward, Generator, Leaf, Norm, drawn
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
@@ -201,8 +201,8 @@ class CMI:
         """Empty banks, a fresh head, and an episode that has not begun."""
         config = self.config
         bank_key, head_key, generator_key = jax.random.split(key, 3)
-        head = jax.jit(Head(config.head).init)(head_key, jnp.zeros((1, self._width)))["params"]
-        variables = jax.jit(self._fresh)(generator_key)
+        head = drawn(Head.init, Head(config.head), head_key, jnp.zeros((1, self._width)))["params"]
+        variables = drawn(CMI._fresh, self, generator_key)
         return CMIState(
             bank=banks.empty(bank_key, config.bank, self.task.image_shape),
             memory=jnp.zeros((config.memory, 2, self._width)),

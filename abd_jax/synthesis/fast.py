@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from abd_jax.models import Generator, Leaf, Norm
+from abd_jax.models import Generator, Leaf, Norm, drawn
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis.bank import Bank, BankConfig
@@ -117,7 +117,7 @@ class Fast:
     def init(self, key: PRNGKeyArray) -> FastState:
         """A fresh meta-generator, an empty bank, and an episode that has not begun."""
         bank_key, own = jax.random.split(key)
-        meta = jax.jit(self._draw)(own)
+        meta = drawn(Fast._draw, self, own)
         variables = {"generator": jax.tree.map(jnp.copy, meta), "latent": jnp.zeros(self._latent_shape)}
         return FastState(
             bank=banks.empty(bank_key, self.config.bank, self.task.image_shape),

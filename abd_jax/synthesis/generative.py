@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Forward, Generator, Norm
+from abd_jax.models import Forward, Generator, Norm, drawn
 from abd_jax.screening import Screen, Screening
 from abd_jax.synthesis.base import (
     Classifier,
@@ -129,7 +129,7 @@ class Generative:
 
     def init(self, key: PRNGKeyArray) -> GenerativeState:
         """A fresh generator."""
-        params = jax.jit(self._generator.init)(key, jnp.zeros((2, self.config.latent)))["params"]
+        params = drawn(Generator.init, self._generator, key, jnp.zeros((2, self.config.latent)))["params"]
         return GenerativeState(params, self._optimizer.init(params))
 
     def update(

@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from abd_jax.models import Generator, Leaf, Norm
+from abd_jax.models import Generator, Leaf, Norm, drawn
 from abd_jax.screening import Screen
 from abd_jax.synthesis import bank as banks
 from abd_jax.synthesis import label_embeddings
@@ -106,7 +106,7 @@ class NAYER:
     def init(self, key: PRNGKeyArray) -> NAYERState:
         """An empty bank and an episode that has not begun."""
         bank_key, own = jax.random.split(key)
-        variables = jax.jit(self._draw)(own)
+        variables = drawn(NAYER._draw, self, own)
         return NAYERState(
             bank=banks.empty(bank_key, self.config.bank, self.task.image_shape),
             variables=variables,

@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.models import Generator, Norm
+from abd_jax.models import Generator, Norm, drawn
 from abd_jax.screening import Screen
 from abd_jax.synthesis.base import (
     Classifier,
@@ -76,7 +76,7 @@ class ZSKT:
 
     def init(self, key: PRNGKeyArray) -> ZSKTState:
         """A fresh generator."""
-        params = jax.jit(self._generator.init)(key, jnp.zeros((2, self.config.latent)))["params"]
+        params = drawn(Generator.init, self._generator, key, jnp.zeros((2, self.config.latent)))["params"]
         return ZSKTState(params, self._optimizer.init(params))
 
     def update(

@@ -9,13 +9,14 @@ from typing import Literal, get_args
 
 from abd_jax import data, models, synthesis
 from abd_jax.attacks.attack import check_name
+from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
 from abd_jax.synthesis import SynthesisConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 
-Defense = Literal["none", "sv", "sr", "abd", "clean_kd"]
+Defense = Literal["none", "sv", "sr", "abd", "clean_kd", "clp", "fine_pruning", "nad", "i_bau", "dhbe", "abl"]
 DEFENSES: tuple[str, ...] = get_args(Defense)
 
 
@@ -176,6 +177,7 @@ class Preset:
     retrospection: RetrospectionConfig = RetrospectionConfig()
     inversion: InversionConfig = InversionConfig()
     clean_kd: CleanKDConfig = CleanKDConfig()
+    rivals: Rivals = Rivals()
 
     def __post_init__(self) -> None:
         one_of("dataset", self.dataset, data.LOADERS)

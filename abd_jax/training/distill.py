@@ -19,7 +19,8 @@ from flax import struct
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models, synthesis
-from abd_jax.defenses import self_retrospection, shuffling_vaccine, trigger_inversion
+from abd_jax.defenses import rivals, self_retrospection, shuffling_vaccine, trigger_inversion
+from abd_jax.defenses.base import Rival
 from abd_jax.defenses.self_retrospection import Ascent
 from abd_jax.defenses.trigger_inversion import Backdoor
 from abd_jax.models import Forward, Leaf, Network
@@ -43,6 +44,7 @@ class DistillState:
         synthesizer: the synthesizer's state.
         vaccine: T~ with its verdict; None without a vaccine.
         backdoor: the suspected one, if the defense asks for it.
+        rival: state of a rival defense that has one.
     """
 
     step: Leaf
@@ -51,6 +53,7 @@ class DistillState:
     synthesizer: PyTree
     vaccine: shuffling_vaccine.Vaccine | None
     backdoor: Backdoor | None
+    rival: PyTree = None
 
 
 @struct.dataclass
@@ -111,6 +114,11 @@ class Distillation:
         return cls(preset, defense, synthesis.create(preset.synthesis, task))
 
     @property
+    def rival(self) -> Rival:
+        """The rival defense, or one that does nothing."""
+        return rivals.lookup(self.preset.rivals, self.defense) or Rival()
+
+    @property
     def censors(self) -> bool:
         """Whether the suspected trigger is hidden from the teacher."""
         return configs.uses_vaccine(self.defense) and self.preset.vaccine.censor
@@ -169,6 +177,7 @@ class Distillation:
             backdoor=trigger_inversion.unknown(self.preset.inversion, teacher.input_shape)
             if self.censors or self.pastes
             else None,
+            rival=self.rival.init(keys.stream(root, "rival"), teacher.input_shape),
         )
 
     def censored(self, state: DistillState, network: Callable[[Array], Forward]) -> Callable[[Array], Forward]:
@@ -273,7 +282,8 @@ def study(
         )
         maps = tuple(map(losses.attention_map, forward.stages))
         attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(apart)
-        apart, attention = (jnp.mean(lesson.weights * apart), jnp.mean(lesson.weights * attention))
+        weights = run.rival.weigh(apart, lesson.weights, state.step / run.preset.student.cycles)
+        apart, attention = (jnp.mean(weights * apart), jnp.mean(weights * attention))
         metrics = {f"student/{config.loss}": apart, "student/attention": attention}
         return apart + config.attention * attention, (forward, metrics)
 
@@ -289,10 +299,15 @@ def study(
         )
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics |= more
+    rival_key = keys.stream(key, "rival", 1 + state.step * config.updates + update)
+    rival, extra, more = run.rival.regularize(rival_key, state.rival, state.student, lesson.images, phase.norm)
+    if extra is not None:
+        gradient = jax.tree.map(jnp.add, gradient, extra)
+    metrics |= more
     metrics["student/gradient_norm"] = optax.tree.norm(gradient)
     updates, optimizer = run.rule.update(gradient, state.optimizer, state.student.params)
     student = state.student.absorb(forward).with_params(optax.apply_updates(state.student.params, updates))
-    return dataclasses.replace(state, student=student, optimizer=optimizer), metrics
+    return dataclasses.replace(state, student=student, optimizer=optimizer, rival=rival), metrics
 
 
 def begin_ascent(

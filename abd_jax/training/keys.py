@@ -18,6 +18,7 @@ STREAMS = (
     "inversion",
     "lessons",
     "hunt",
+    "rival",
 )
 
 

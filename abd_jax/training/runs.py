@@ -35,7 +35,7 @@ from abd_jax.training.checkpoint import Checkpoints
 from abd_jax.training.distill import Distillation
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import MetricsWriter, NonFiniteError
-from abd_jax.training.run_directory import RunDirectory, write_arrays
+from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
 
 Row = dict[str, Any]
 SELECTION_BATCHES = 16
@@ -375,6 +375,7 @@ def distill_student(
     mesh = sharding.data_mesh(devices) if devices else None
     run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, dataset.classes)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
+    teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
     if not any(directory.path.glob("checkpoints/[0-9]*")):
         if state.vaccine is not None:
@@ -403,6 +404,7 @@ def distill_student(
 
     title = f"student · {defense} · {trigger} · seed {seed}"
     state, best = _loop(directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every)
+    state = _repair(directory, run, root, state, teacher)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
     best_student = dataclasses.replace(state.student, variables=best[1])
@@ -486,6 +488,20 @@ def _invert_triggers(
         anomaly=np.asarray(trigger_inversion.anomaly(inversion)),
     )
     return inversion
+
+
+def _repair(directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network) -> Any:
+    """What a rival defense does after distillation, on images of the final synthesizer; notes go to `rival.json`."""
+
+    draw = jax.jit(lambda key, synthesizer: run.synthesizer.sample(key, synthesizer, run.preset.student.batch))
+
+    def sample(index: int) -> Array:
+        return draw(keys.stream(root, "samples", 1 + index), state.synthesizer)
+
+    student, notes = run.rival.repair(keys.stream(root, "rival"), state.student, teacher, sample)
+    if notes:
+        write_json(directory.path / "rival.json", notes)
+    return dataclasses.replace(state, student=student)
 
 
 def _write_pictures(

@@ -18,8 +18,16 @@ PresetFields = Annotated[Preset, tyro.conf.arg(name="")]
 """A preset whose fields are options of the command itself: `--student.cycles`, not `--preset.student.cycles`."""
 
 
-def with_preset(options: type[Options], argv: list[str], *, prog: str, description: str) -> Options:
+def with_preset(
+    options: type[Options], argv: list[str], *, prog: str, description: str, method: str | None = None
+) -> Options:
     """Parses `PRESET --options`; every field of the preset is an option too, with the preset's value as default.
+
+    Args:
+        options: what the command takes; its field `preset` is what PRESET names.
+        argv: the command's arguments.
+        prog, description: for its help.
+        method: take this one's preset, see `of_method`; default: the one that `--method` names, at its own defaults.
 
     Raises:
         ValueError: no or an unknown preset, or bad options.
@@ -32,12 +40,26 @@ def with_preset(options: type[Options], argv: list[str], *, prog: str, descripti
         name, rest = next(iter(known)), argv
     else:
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
-    method = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    method.add_argument("--method", default=known[name].method)
-    preset = known[name].with_method(method.parse_known_args(rest)[0].method)
+    if method is None:
+        named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        named.add_argument("--method", default=known[name].method)
+        preset = known[name].with_method(named.parse_known_args(rest)[0].method)
+    else:
+        preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
     default = options(**values)
     return parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+
+
+def of_method(preset: Preset, method: str) -> Preset:
+    """The preset of that name for another method, `digits-cmi` for `digits`, or else its method's default settings.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method == preset.method:
+        return preset
+    return presets.presets().get(f"{preset.name}-{method.replace('_', '-')}") or preset.with_method(method)
 
 
 def _required(options: type) -> list[str]:

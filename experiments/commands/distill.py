@@ -22,7 +22,7 @@ class Distill:
     out: Path
     """Directory of the run."""
     defense: config.Defense = "abd"
-    """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; clean_kd: the baseline that has data."""
+    """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; the others: docs/defenses.md."""
     seed: int = 0
     """Of initialization and synthesis."""
     devices: int = 0

@@ -29,7 +29,7 @@ class Reproduce:
     triggers: tuple[str, ...] = ()
     """Default: the preset's."""
     defenses: tuple[config.Defense, ...] = ("none", "abd")
-    """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; clean_kd: the baseline that has data."""
+    """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; the others: docs/defenses.md."""
     devices: int = 0
     """Split batches over so many devices; 0: one device, no mesh."""
     resume: bool = False

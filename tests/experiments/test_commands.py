@@ -12,6 +12,7 @@ from experiments.__main__ import COMMANDS
 from tests.networks import network
 
 REPRODUCE = ["reproduce", "digits", "--out", "OUT"]
+MATRIX = ["matrix", "digits", "--out", "OUT"]
 TEACHER = ["teacher", "digits", "--out", "OUT"]
 DIAGNOSE = ["diagnose", "digits", "--out", "OUT", "--overwrite"]
 DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
@@ -54,6 +55,15 @@ BAD_INPUT = [
     ([*REPRODUCE, "--retrospection.portion", "1.5"], "retrospection.portion 1.5"),
     ([*REPRODUCE, "--retrospection.ascent-rate", "0"], "retrospection.ascent_rate"),
     ([*REPRODUCE, "--clean-kd.share", "0"], "clean_kd.share"),
+    (["matrix", "digits"], "--out"),
+    ([*MATRIX, "--methods", "zskt", "cmj"], "did you mean 'cmi'"),
+    ([*MATRIX, "--methods", "cmi", "cmi"], "each value may stand there once"),
+    ([*MATRIX, "--method", "cmi"], "a matrix has --methods cmi"),
+    ([*MATRIX, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
+    ([*MATRIX, "--executor", "dask"], "'local', 'ray', 'slurm'"),
+    ([*MATRIX, "--workers", "0"], "--workers 0"),
+    ([*MATRIX, "--methods", "zskt", "cmi", "--synthesis.memory", "9"], "--synthesis.memory"),
+    (["matrix", "digits", "--out", "FULL"], "use --resume to go on or --overwrite"),
     ([*TEACHER, "--seed", "zero"], "--seed"),
     ([*TEACHER, "--defense", "abd"], "--defense"),
     ([*TEACHER, "--trigger", "badnet"], "did you mean 'badnet_"),

@@ -1,5 +1,7 @@
 """Every registered method: it keeps the protocol, and what it optimizes becomes what the teacher knows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,30 @@ def test_published_settings_are_the_defaults_and_can_be_made(name):
     own = synthesis.create(synthesis.METHODS[name].config(), task)
     state = jax.eval_shape(own.init, jax.random.key(0))
     assert jax.tree.leaves(state)
+
+
+def _weighty(images, forward):
+    weights = jnp.where(jnp.arange(images.shape[0]) < 2, 1.0, 0.0)
+    return small.accept_all(images, forward).replace(weights=weights)
+
+
+def _costly(images, forward):
+    return small.accept_all(images, forward).replace(penalty=jnp.square(images).mean() + forward.logits[:, 0].mean())
+
+
+@pytest.mark.parametrize("screen", [_weighty, _costly], ids=["weights", "penalty"])
+@pytest.mark.parametrize("name", [name for name in synthesis.METHODS if name != "ood"])  # which optimizes no images
+def test_a_defenses_weights_and_penalty_reach_every_method(name, screen):
+    config = dataclasses.replace(CONFIGS[name], **({"adversarial": 1.0} if name in ("deep_inversion", "dfq") else {}))
+    own = synthesis.create(config, small.task(batch=BATCH))
+    state = own.init(jax.random.key(0))
+    plain, screened = (small.update(own, state, 3, given)[0] for given in (small.accept_all, screen))
+    apart = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(screened), strict=True)
+        if a.dtype == jnp.float32
+    ]
+    assert max(apart) > 1e-6
 
 
 def test_an_unknown_method_is_refused():

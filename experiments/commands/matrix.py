@@ -1,0 +1,154 @@
+"""`matrix`: methods × triggers × defenses × seeds, resumable, here or on a cluster, on one page."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from abd_jax import data, synthesis
+from abd_jax.attacks.attack import check_name
+from abd_jax.report import results_table, write_matrix_page
+from abd_jax.training import config, executors, matrix, runs
+from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
+from experiments.commands._common import PresetFields, existing, with_preset
+from experiments.console import PROGRAM, stderr, stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class RayOptions:
+    """Where Ray runs, and what each worker asks for."""
+
+    address: str = ""
+    """Of the cluster, e.g. auto; empty: one of this machine, for this call."""
+    cpus: float = 1
+    gpus: float = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SlurmOptions:
+    """What each Slurm job asks for."""
+
+    partition: str = ""
+    minutes: int = 60
+    cpus: int = 2
+    gpus: int = 0
+    memory_gb: int = 0
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: processes of this machine, to try the set-up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixOptions:
+    """Options of `matrix`; the rest are the preset's fields, for every method's preset."""
+
+    preset: PresetFields
+    out: Path
+    """Directory of all cells, of results.json and of report.html."""
+    methods: tuple[str, ...] = ()
+    """Each by its own preset, PRESET-METHOD, if there is one, else at its default settings. Default: the preset's."""
+    triggers: tuple[str, ...] = ()
+    """Default: the preset's."""
+    defenses: tuple[config.Defense, ...] = ("none", "sv", "sr", "abd")
+    """As of `reproduce`."""
+    seeds: tuple[int, ...] = (0,)
+    """One teacher for each trigger and seed; one student for each cell."""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local: processes of this machine; ray, slurm: see docs/matrix.md."""
+    workers: int = 1
+    """Cells at a time."""
+    retries: int = 1
+    """How often a cell is tried again whose worker died (it goes on from its checkpoint)."""
+    ray: RayOptions = RayOptions()
+    slurm: SlurmOptions = SlurmOptions()
+    resume: bool = False
+    """Go on with what is in --out, or start; cells that are done are kept, and failed ones are tried again."""
+    overwrite: bool = False
+    """Delete what is in --out and start again."""
+
+    def __post_init__(self) -> None:
+        for name in self.triggers:
+            check_name("--triggers", name)
+        for name in self.methods:
+            config.one_of("--methods", name, synthesis.METHODS)
+        for option in ("methods", "triggers", "defenses", "seeds"):
+            values = getattr(self, option)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{option}: each value may stand there once only, got {' '.join(map(str, values))}")
+        if not self.seeds or not self.defenses:
+            raise ValueError("--seeds and --defenses need at least one value each")
+        if self.workers < 1 or self.retries < 0:
+            raise ValueError(
+                f"--workers {self.workers}, --retries {self.retries}: allowed are numbers from 1 and from 0"
+            )
+
+
+def main(argv: list[str]) -> None:
+    """Parses once per method, trains every cell that is not done, and prints the table."""
+    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    found.add_argument("--methods", nargs="*", default=[])
+    found.add_argument("--method")
+    asked = found.parse_known_args(argv)[0]
+    if asked.method is not None:
+        raise ValueError(f"--method {asked.method}: a matrix has --methods {asked.method}")
+    for name in asked.methods:
+        config.one_of("--methods", name, synthesis.METHODS)
+    description = "Every method × trigger × defense × seed: teachers, students, one page."
+    parsed = [
+        with_preset(MatrixOptions, argv, prog="matrix", description=description, method=method)
+        for method in asked.methods or [None]
+    ]
+    options, presets = parsed[0], [options.preset for options in parsed]
+    triggers = options.triggers or (options.preset.trigger,)
+    config.check_target(options.preset, data.load(options.preset.dataset))
+    top = options.out.absolute()
+    teachers, students = matrix.cells(top, presets, triggers, options.defenses, options.seeds)
+    execute = _executor(options, top)
+    facts = {
+        "role": "matrix",
+        "command": f"{PROGRAM} matrix {shlex.join(argv)}",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    shared = {name: value for name, value in describe(options.preset)["preset"].items() if name in ("dataset", "dtype")}
+    RunDirectory.open(options.out, {"preset": shared, **facts}, existing(options.resume, options.overwrite))
+    stored = json.loads((top / CONFIG_FILE).read_text())
+    write_json(top / CONFIG_FILE, stored | {"command": facts["command"]})  # the grid may have grown
+
+    def tell(cell: matrix.Cell, outcome: matrix.Outcome, finished: int, total: int) -> None:
+        rates = "told to stop"
+        if outcome.row:
+            rates = " ".join(f"{name.upper()} {100 * outcome.row[name]:.1f} %" for name in ("acc", "asr"))
+            rates += f" ({outcome.row['seconds']:.0f} s)"
+        elif outcome.error:
+            rates = f"FAILED: {outcome.error} (log: {cell.log})"
+        stderr.print(f"{finished}/{total} {cell.title}: {rates}", highlight=False, markup=False, soft_wrap=True)
+        write_matrix_page(top)
+
+    try:
+        grid = matrix.run(top, teachers, students, execute, tell)
+    except executors.Terminated as error:
+        raise runs.Interrupted(f"{options.out}: {error}") from error
+    page = write_matrix_page(top)
+    stdout.print(results_table(grid.rows()))
+    stdout.print(f"results: {options.out / matrix.RESULTS_FILE}\nreport:  {options.out / page.name}", highlight=False)
+    failed = [entry for entry in grid.entries if entry["state"] == "failed"]
+    if failed:
+        first = failed[0]
+        raise ValueError(
+            f"{len(failed)} of {len(grid.entries)} cells failed, first {first['name']} ({first['error']}; log: "
+            f"{options.out / first['log']}); the others are done; --resume tries the failed ones again"
+        )
+
+
+def _executor(options: MatrixOptions, top: Path) -> executors.Execute:
+    if options.executor == "ray":
+        executors.require("ray", "ray")
+        return executors.Ray(options.workers, options.retries, **dataclasses.asdict(options.ray))
+    if options.executor == "slurm":
+        executors.require("submitit", "slurm")
+        return executors.Slurm(top / "slurm", options.workers, options.retries, **dataclasses.asdict(options.slurm))
+    return executors.Local(options.workers, options.retries)
