@@ -100,6 +100,8 @@ class Distillation:
             ValueError: unknown defense, or a teacher that the method cannot use.
         """
         configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
+        if preset.student.attention:
+            losses.check_attention_transfer(_student_shapes(preset, teacher), teacher)
         task = Task.of(
             teacher,
             batch=preset.student.batch,
@@ -180,6 +182,17 @@ class Distillation:
             shuffling_vaccine.generator_screen(config, vaccine, teacher),
             shuffling_vaccine.student_screen(config, vaccine, teacher),
         )
+
+
+def _student_shapes(preset: configs.Preset, teacher: Network) -> Network:
+    return models.abstract(
+        preset.student.architecture,
+        num_classes=teacher.module.num_classes,
+        input_shape=teacher.input_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        dtype=preset.dtype,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
