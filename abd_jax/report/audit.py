@@ -16,6 +16,7 @@ from abd_jax.report import images, page, plots
 from abd_jax.report.reading import Inversion, Vaccine
 from abd_jax.training import audit
 from abd_jax.training.audit import Calibrated, Comparison, Examination, Row
+from abd_jax.training.run_directory import device, versions
 
 PAGE_FILE, JSON_FILE = "report.html", "audit.json"
 _PICTURES = 20
@@ -41,6 +42,23 @@ class SignRow:
     verdict: str
     student_verdict: str
     errors: str
+
+
+def class_names(notes: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of the classes as the notes tell them, or their numbers."""
+    named = tuple(map(str, notes.get("classes") or ()))
+    return named if len(named) == count else tuple(map(str, range(count)))
+
+
+def origin(command: str, settings: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
+    """Where a page comes from."""
+    return {
+        "command": command,
+        "device": device(),
+        "versions": versions(),
+        "seconds": seconds,
+        "settings": dict(settings),
+    }
 
 
 def interval(wrong: int, cases: int) -> tuple[float, float]:
@@ -187,7 +205,7 @@ def view(title: str, where: str, found: Examination, names: Sequence[str], devia
 
 
 def write(
-    directory: Path,
+    directory: Path | None,
     *,
     names: Sequence[str],
     notes: Mapping[str, Any],
@@ -197,10 +215,10 @@ def write(
     deviations: float,
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes `report.html` and `audit.json`, and returns the latter's content.
+    """Writes `report.html` and `audit.json`, and returns the latter's content; without a directory it is only returned.
 
     Args:
-        directory: made if it is not there.
+        directory: made if it is not there; None: nothing is written.
         names: of the classes, in label order.
         notes: of the teacher.
         teacher: its name and examination.
@@ -217,11 +235,14 @@ def write(
         "headline": headline(table, student is not None),
         **origin,
     }
-    views = [view("Teacher" if student else "Network", "teacher", teacher[1], names, deviations)]
     if student:
         own = sign_rows(student[2], None, known)
         content["student"] = facts(student[0], student[1], student[2], known, own)
         content["comparison"] = dataclasses.asdict(student[3])
+    if directory is None:
+        return content
+    views = [view("Teacher" if student else "Network", "teacher", teacher[1], names, deviations)]
+    if student:
         views.append(view("Student", "student", student[2], names, deviations))
     text = page.environment().get_template("audit.html.j2").render(
         title=teacher[0],

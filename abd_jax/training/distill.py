@@ -30,6 +30,8 @@ from abd_jax.training import keys
 
 Metrics = dict[str, Array]
 Index = int | np.integer | Array
+Screens = Callable[[Network], tuple[Screen, Screen]]
+"""A defense from outside: teacher → its screens of the synthesizer and of the student; hashable, as functions are."""
 
 
 @struct.dataclass
@@ -77,6 +79,7 @@ class Distillation:
     preset: configs.Preset
     defense: str
     synthesizer: Synthesizer
+    custom: Screens | None = None
 
     @classmethod
     def make(
@@ -86,6 +89,7 @@ class Distillation:
         teacher: Network,
         sharding: jax.sharding.NamedSharding | None = None,
         classes: tuple[str, ...] = (),
+        custom: Screens | None = None,
     ) -> Distillation:
         """Binds a preset to a teacher's shapes, and to a mesh if a batch's sharding over it is given.
 
@@ -95,6 +99,7 @@ class Distillation:
             teacher: the network to distil.
             sharding: of a batch.
             classes: names of the teacher's classes, for methods that read them.
+            custom: a defense from outside, beside which the named one has no vaccine.
 
         Raises:
             ValueError: unknown defense, or a teacher that the method cannot use.
@@ -110,7 +115,7 @@ class Distillation:
             dtype=preset.dtype,
             sharding=sharding,
         )
-        return cls(preset, defense, synthesis.create(preset.synthesis, task))
+        return cls(preset, defense, synthesis.create(preset.synthesis, task), custom)
 
     @property
     def censors(self) -> bool:
@@ -175,6 +180,8 @@ class Distillation:
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
         """The defense as the synthesizer and as the student see it."""
+        if self.custom is not None:
+            return self.custom(teacher)
         if vaccine is None:
             return accept_all, accept_all
         config = self.preset.vaccine

@@ -32,7 +32,7 @@ from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
 from abd_jax.training.checkpoint import Checkpoints
-from abd_jax.training.distill import Distillation
+from abd_jax.training.distill import Distillation, Screens
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import MetricsWriter, NonFiniteError
 from abd_jax.training.run_directory import RunDirectory, write_arrays
@@ -371,11 +371,12 @@ def distill_student(
     seed: int,
     observer: Observer | None = None,
     devices: int = 0,
+    screens: Screens | None = None,
 ) -> Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
     The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
-    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`.
+    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -386,7 +387,7 @@ def distill_student(
     started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
     classes = dataset.classes if dataset is not None else ()
-    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes)
+    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes, screens)
     test = None
     if dataset is not None and trigger is not None:
         test = TestSet.make(dataset, trigger, preset.teacher.target)

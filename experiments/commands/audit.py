@@ -15,7 +15,7 @@ from abd_jax.interop.teacher import read_described
 from abd_jax.report import audit as pages
 from abd_jax.training import audit, zoo
 from abd_jax.training.audit import AuditConfig
-from abd_jax.training.run_directory import device, versions, write_json
+from abd_jax.training.run_directory import write_json
 from experiments.commands._common import File, FileFacts
 from experiments.console import PROGRAM, parse, stderr, stdout
 
@@ -64,13 +64,8 @@ def main(argv: list[str]) -> None:
 
 
 def _origin(options: Audit, started: float) -> dict[str, Any]:
-    return {
-        "command": " ".join([PROGRAM, *sys.argv[1:]]),
-        "device": device(),
-        "versions": versions(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "settings": dataclasses.asdict(options.settings),
-    }
+    command = " ".join([PROGRAM, *sys.argv[1:]])
+    return pages.origin(command, dataclasses.asdict(options.settings), round(time.perf_counter() - started, 1))
 
 
 def _audit(options: Audit, path: Path, started: float) -> None:
@@ -84,11 +79,9 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         comparison = audit.compare(teacher, found, other, options.settings)
         _tell(f"examining {options.student}")
         student = (options.student.name, other_notes, audit.examine(other, options.settings), comparison)
-    named = tuple(map(str, notes.get("classes") or ()))
-    count = teacher.module.num_classes
     content = pages.write(
         options.out,
-        names=named if len(named) == count else tuple(map(str, range(count))),
+        names=pages.class_names(notes, teacher.module.num_classes),
         notes=notes,
         teacher=(path.name, found),
         student=student,

@@ -34,8 +34,8 @@ def test_a_convolution_is_scaled_by_the_normalization_behind_it():
 def test_every_kernel_of_a_residual_network_in_forward_order():
     network = networks.network("wrn-10-2")
     flat, found = leaves(network), channel_lipschitz.bounds(network)
-    assert set(found) == set(network.module.kernels) and list(found)[0] == "conv1"
-    last = [name for name in found if name.endswith("block3_layer_0/conv1")][0]
+    assert set(found) == set(network.module.kernels) and next(iter(found)) == "conv1"
+    last = next(name for name in found if name.endswith("block3_layer_0/conv1"))
     factor = np.abs(flat["params/block3_layer_0/bn2/scale"]) / np.sqrt(
         flat["batch_stats/block3_layer_0/bn2/var"] + 1e-5
     )
