@@ -134,7 +134,7 @@ def test_importing_the_package_imports_nothing_of_it():
 def test_bad_formats_and_settings_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"format '\.bin': allowed are safetensors, stablehlo, onnx, flax"):
         abd.export(model(), tmp_path / "x.bin")
-    with pytest.raises(ValueError, match="student.attention above 0 needs stages of equal resolution"):
+    with pytest.raises(ValueError, match=r"student\.attention above 0 needs stages of equal resolution"):
         abd.distill(model(), "resnet-18", preset=SMALL)
     with pytest.raises(ValueError, match="learns from a data set"):
         abd.distill(model(), "wrn-10-1", defense="clean_kd", preset=SMALL)

@@ -32,7 +32,7 @@ def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
         enabled=True,
         channels={"conv1": np.array([0.0, 3.25, -1.0]), "conv2": np.array([1.0, -1.0])},
         images=rng.integers(0, 255, (16, 8, 8, 1), dtype=np.uint8),
-        predictions=np.array([0, 0, 1, 0]),
+        predictions=np.repeat([0, 1], [48, 16]),
     )
 
 
