@@ -7,6 +7,7 @@ layer. The weights alone are read: no image takes part.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,25 +19,27 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from abd_jax.models import Network
-from abd_jax.models.layers import BATCH_NORM_EPSILON, BatchNorm
+from abd_jax.models.layers import BATCH_NORM_EPSILON
 
 
 def bounds(network: Network) -> dict[str, Float[np.ndarray, " channels"]]:
-    """u of every output channel of every convolution, by the kernel's path, in forward order.
+    """u of every output channel of every kernel, by the kernel's path, in forward order.
 
-    A convolution is paired with the batch normalization that is called right after it, as in the published code; where
+    A kernel is paired with the batch normalization that is called right after it, as in the published code; where
     none of as many channels is, the factor is 1.
     """
     flat = {name: np.asarray(leaf, np.float64) for name, leaf in flatten_dict(dict(network.variables), sep="/").items()}
-    calls = _calls(network)
+    called = _calls(network)
+    kernels = {path for path in called if getattr(flat.get(f"params/{path}/kernel"), "ndim", 0) == 4}
+    calls = [path for path in called if path in kernels or path in network.module.batch_norms]
     found = {}
-    for (path, is_normalization), (after, then_normalization) in zip(calls, [*calls[1:], ("", False)], strict=True):
-        if is_normalization:
+    for path, after in itertools.pairwise([*calls, ""]):
+        if path not in kernels:
             continue
         kernel = flat[f"params/{path}/kernel"]
         matrices = kernel.transpose(3, 2, 0, 1).reshape(kernel.shape[3], kernel.shape[2], -1)
         norms = np.linalg.norm(matrices, ord=2, axis=(1, 2))
-        if then_normalization and flat[f"params/{after}/scale"].shape == norms.shape:
+        if after in network.module.batch_norms and flat[f"params/{after}/scale"].shape == norms.shape:
             deviation = np.sqrt(flat[f"batch_stats/{after}/var"] + BATCH_NORM_EPSILON)
             norms = norms * np.abs(flat[f"params/{after}/scale"]) / deviation
         found[path] = norms
@@ -48,13 +51,13 @@ def deviations(found: dict[str, Float[np.ndarray, " channels"]]) -> dict[str, Fl
     return {path: (values - values.mean()) / max(float(values.std()), 1e-12) for path, values in found.items()}
 
 
-def _calls(network: Network) -> list[tuple[str, bool]]:
-    """Paths of convolutions and batch normalizations in the order of their calls, and whether it is the latter."""
-    calls: list[tuple[str, bool]] = []
+def _calls(network: Network) -> list[str]:
+    """Paths of all modules in the order in which they are called."""
+    calls: list[str] = []
 
     def note(function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if context.method_name == "__call__" and isinstance(context.module, nn.Conv | BatchNorm):
-            calls.append(("/".join(context.module.path), isinstance(context.module, BatchNorm)))
+        if context.method_name == "__call__":
+            calls.append("/".join(context.module.path))
         return function(*args, **kwargs)
 
     with nn.intercept_methods(note):

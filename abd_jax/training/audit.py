@@ -390,11 +390,24 @@ def read_rows(path: Path | None = None) -> list[Row]:
 
 def _parse(text: str) -> list[Row]:
     try:
-        rows = [Row(**row) for row in json.loads(text)]
-        for row in rows:
-            known = [value for value in row.signs.values() if value is not None]
-            if type(row.poisoned) is not bool or set(row.signs) != set(SIGNS) or not all(map(math.isfinite, known)):
-                raise ValueError(f"{row.path} needs poisoned, and a number or null for {', '.join(SIGNS)}")
-    except (ValueError, TypeError, AttributeError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"no calibration ({' '.join(str(error).split())[:160]})") from error
-    return rows
+    if not isinstance(content, list):
+        raise ValueError(f"no calibration (expected a list, found {type(content).__name__})")
+    return [_row(raw) for raw in content]
+
+
+def _row(raw: object) -> Row:
+    kinds = {"asr": (int, float), "poisoned": bool, "signs": dict}
+    names = [field.name for field in dataclasses.fields(Row)]
+    if not isinstance(raw, dict) or sorted(raw) != sorted(names):
+        raise ValueError(f"no calibration (each teacher needs {', '.join(names)})")
+    for name in names:
+        if not isinstance(raw[name], kinds.get(name, str)):
+            raise ValueError(f"no calibration ({name} is of type {type(raw[name]).__name__})")
+    values = list(raw["signs"].values())
+    numbers = all(value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in values)
+    if set(raw["signs"]) != set(SIGNS) or not numbers:
+        raise ValueError(f"no calibration (signs: expected a number or null for each of {', '.join(SIGNS)})")
+    return Row(**{**raw, "asr": float(raw["asr"])})

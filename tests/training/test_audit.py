@@ -96,12 +96,12 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: {}, "a calibration needs 2 clean ones"),
-        (lambda rows: [{"path": "a"}], "missing 7 required positional arguments"),
-        (lambda rows: [rows[0] | {"signs": {"anomaly": 1}}], "a number or null for anomaly, tail"),
-        (lambda rows: [rows[0] | {"poisoned": "yes"}], "needs poisoned"),
+        (lambda rows: [], "a calibration needs 2 clean ones"),
+        (lambda rows: [{"path": "a"}], "each teacher needs path, trigger, dataset"),
+        (lambda rows: [rows[0] | {"signs": {"anomaly": 1}}], "a number or null for each of anomaly, tail"),
+        (lambda rows: [rows[0] | {"poisoned": "yes"}], "poisoned is of type str"),
         (lambda rows: [rows[0] | {"signs": dict.fromkeys(audit.SIGNS, float("nan"))}], "a number or null"),
-        (lambda rows: 3, "no calibration ("),
+        (lambda rows: 3, "no calibration (expected a list, found int)"),
     ],
 )
 def test_a_bad_calibration_is_one_line(tmp_path, change, message):
