@@ -19,12 +19,19 @@ PYTHON := $(VENV)/bin/python
 UV := $(shell command -v uv 2>/dev/null)
 LOCKED := $(VENV)/.stamp-locked
 WITH_TORCH := $(VENV)/.stamp-torch
+WITH_EXTRA := $(VENV)/.stamp-extra
 COMPILE := pip compile pyproject.toml --extra test --extra dev --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --output-file requirements.lock
 
+# The demo in a minute: every stage, none long enough to learn anything. WHEEL_OPTIONS: more words for pip.
+SMOKE := reproduce digits --teacher.epochs 1 --student.cycles 2 --student.updates 1 --student.batch 8 \
+	--student.evaluate-every 2 --student.checkpoint-every 2 --synthesis.features 4 \
+	--inversion.steps 1 --inversion.images 4
+WHEEL_OPTIONS ?=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-torch lint bench lock clean
+.PHONY: help setup demo test test-slow test-torch test-browser lint bench docs wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +50,9 @@ test-slow: $(LOCKED) ## run the tests that take minutes each
 test-torch: $(WITH_TORCH) ## run the tests that compare with PyTorch
 	$(PYTHON) -m pytest -n 2 -m torch tests $(ARGS)
 
+test-browser: $(WITH_EXTRA)-browser ## open the pages in headless Chromium (the system's, or `playwright install chromium`)
+	$(PYTHON) -m pytest -m browser tests $(ARGS)
+
 lint: $(LOCKED) ## check style, types and which room imports which
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -52,6 +62,18 @@ lint: $(LOCKED) ## check style, types and which room imports which
 bench: $(WITH_TORCH) ## time training steps against PyTorch's and the vaccine's cost
 	$(PYTHON) -m experiments bench $(ARGS)
 
+docs: $(WITH_EXTRA)-docs ## build the documentation: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
+
+# Away from the sources, so that nothing but the wheel can be imported.
+wheel: $(LOCKED) ## build wheel and sdist into dist/, install the wheel into an empty environment, run a tiny demo from it
+	rm -rf dist build/wheel
+	$(PYTHON) -m hatchling build
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --disable-pip-version-check --quiet $(WHEEL_OPTIONS) dist/*.whl
+	cd build/wheel && venv/bin/python -m experiments $(SMOKE) --out run
+	test -s build/wheel/run/report.html
+
 lock: | $(PYTHON) ## bring requirements.lock up to date with pyproject.toml (ARGS=--upgrade for newer releases)
 ifdef UV
 	"$(UV)" $(COMPILE) --quiet $(ARGS)
@@ -59,6 +81,12 @@ else
 	$(PYTHON) -m pip install --quiet uv
 	$(VENV)/bin/uv $(COMPILE) --quiet $(ARGS)
 endif
+
+# pip's rather than uv's, as for PyTorch: the extras are no part of the lock.
+$(WITH_EXTRA)-%: | $(LOCKED)
+	$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip
+	$(PYTHON) -m pip install --disable-pip-version-check --editable '.[$*]'
+	@touch $@
 
 clean: ## remove caches and builds; the environment and runs/ stay
 	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ COMMANDS = {
     "distill": "distil one student from a teacher, without data",
     "triggers": "list the attacks, or draw them on a data set",
     "evaluate": "ACC, ASR and RA of the network saved in a directory",
+    "audit": "signs of a backdoor in a network, without data; how often each is wrong",
     "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
     "diagnose": "could poison hide in this data and network?",
     "compile": "what a TPU's compiler says of a preset's rounds, without a TPU (extra: tpu)",

@@ -130,6 +130,14 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
     return "\n".join(lines)
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts as one mapping, by dotted names."""
+    merged: dict[str, Any] = {}
+    for name, value in tree.items():
+        merged |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return merged
+
+
 def _table(rows: Mapping[str, Any]) -> list[str]:
     safe = {name: str(value).replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in safe.items())]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from abd_jax import models
-from abd_jax.interop import architectures, readers
+from abd_jax.interop import architectures, description, readers
+from abd_jax.interop.description import Description
 from abd_jax.interop.stored import Stored
 from abd_jax.models import Network
 from abd_jax.training import checkpoint
 
 _CLASSIFIERS = ("fc", "linear", "classifier.1", "classifier.0", "classifier", "head", "params/fc")
-_CLASSES = range(2, 100_001)
 
 
 def read_teacher(
@@ -20,12 +21,15 @@ def read_teacher(
     *,
     architecture: str | None = None,
     num_classes: int | None = None,
-    input_shape: tuple[int, int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
     dtype: str = "float32",
 ) -> Network:
     """Reads a network; nothing in the file is run, and no memory is taken for sizes that the network does not have.
+
+    What is not said here is looked for in a YAML file beside the file (see `description.beside`), then in the metadata
+    of a safetensors file of ours.
 
     Args:
         path: a safetensors, PyTorch (`.pth`, `.pt`, `.ckpt`: state dicts) or Flax msgpack file, told apart by content;
@@ -40,23 +44,64 @@ def read_teacher(
         ValueError: one line that names the file, what is wrong with it or with the options, and what is allowed.
     """
     path = Path(path)
-    if path.is_dir():
+    if not path.is_file():
+        if path.is_dir():
+            return read_described(path, Description())[0]
+        raise ValueError(f"{path}: no such file")
+    try:
+        if input_shape is not None and mean and len(mean) != input_shape[2]:
+            raise ValueError(f"mean: {len(mean)} number(s) for images of {input_shape[2]} channel(s)")
+        size = () if input_shape is None else input_shape[:2]
+        given = Description(architecture, num_classes, size, mean, std)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return read_described(path, given, dtype)[0]
+
+
+def read_described(path: Path, given: Description, dtype: str = "float32") -> tuple[Network, dict[str, Any]]:
+    """A network with what is known of it; see `read_teacher`.
+
+    Args:
+        path: a directory of ours, or a file.
+        given: what a person says of the file; of a directory nothing may be said.
+        dtype: compute dtype of a network from a file.
+
+    Returns:
+        The network and its notes: a directory's own; of a file `architecture`, `digest` of the variables, `file` and
+        `classes` (names, which may be none).
+
+    Raises:
+        ValueError: as `read_teacher`.
+    """
+    if not path.is_file():
+        if given != Description():
+            said = ", ".join(name for name, value in vars(given).items() if value not in (None, ()))
+            raise ValueError(f"{path}: no such file; {said} can be said of a file alone, a directory tells it itself")
         inner = path / "network"
-        network, _ = checkpoint.load_network(inner if inner.is_dir() else path)
-        return network
+        return checkpoint.load_network(inner if inner.is_dir() else path)
+    facts = given.over(description.beside(path))
     with readers.open_arrays(path) as contents:
-        name = _architecture(architecture or contents.metadata.get("architecture"), contents.arrays)
-        classes = num_classes if num_classes is not None else _classes(contents)
-        if classes not in _CLASSES:
-            raise ValueError(f"num_classes {classes}: allowed are 2 … 100000")
-        template = models.abstract(name, num_classes=classes, input_shape=input_shape, mean=mean, std=std, dtype=dtype)
-        height, width, channels = input_shape
+        facts = facts.over(description.from_metadata(contents.metadata))
+        name = _architecture(facts.architecture, contents.arrays)
+        classes = facts.num_classes if facts.num_classes is not None else _classes(contents)
+        facts = dataclasses.replace(facts, num_classes=classes)
+        shape = facts.input_shape
+        template = models.abstract(
+            name, num_classes=classes, input_shape=shape, mean=facts.mean, std=facts.std, dtype=dtype
+        )
+        height, width, channels = shape
         what = f"{name} with {classes} classes for {height}×{width}×{channels} images"
         if contents.style == "flax":
             variables = architectures.variables_from_flax(template.variables, contents.arrays, what)
         else:
             variables = architectures.variables_from_torch(template.module, template.variables, contents.arrays, what)
-    return dataclasses.replace(template, variables=variables)
+    notes = {
+        "architecture": name,
+        "digest": checkpoint.digest(variables),
+        "file": path.name,
+        "classes": list(facts.classes),
+    }
+    return dataclasses.replace(template, variables=variables), notes
 
 
 def _architecture(name: str | None, arrays: dict[str, Stored]) -> str:

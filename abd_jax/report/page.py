@@ -170,70 +170,73 @@ def write_page(directory: Path) -> Path:
         ValueError: a malformed file in the directory.
     """
     directory = Path(directory)
-    return replace_page(directory, render(read(directory)))
-
-
-def replace_page(directory: Path, text: str) -> Path:
-    """Writes `directory/report.html` whole or not at all, and returns its path."""
     path = directory / "report.html"
-    temporary = directory / f".report-{os.getpid()}.html.tmp"
+    write_whole(path, render(read(directory)))
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes whole or not at all."""
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.html.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
-def page_environment() -> tuple[Environment, dict[str, Any]]:
-    """What every page is rendered with: the templates with their filters, and style, script and its digest."""
-    environment = Environment(
+def environment() -> Environment:
+    """Where templates are found, with the filters, style and script that all pages have."""
+    made = Environment(
         loader=PackageLoader("abd_jax.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short_name": short_name, "duration": duration}
-    environment.filters |= {"number": number, "entries": entries, "moment": moment, "signed": signed}
-    environment.tests["nested"] = nested
+    made.filters |= {"percent": percent, "short_name": short_name, "duration": duration}
+    made.filters |= {"number": number, "entries": entries, "moment": moment, "signed": signed}
+    made.tests["nested"] = nested
     templates = resources.files("abd_jax.report") / "templates"
     style, script = ((templates / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return environment, {"style": Markup(style), "script": Markup(script), "script_digest": digest}
+    made.globals |= {"style": Markup(style), "script": Markup(script), "script_digest": digest}
+    return made
 
 
 def render(run: Reproduction) -> str:
     """The page as text."""
-    environment, shared = page_environment()
     target = None if run.target is None else run.class_name(run.target)
     summaries = summarize(run.rows)
     expected = len(run.triggers) * len(run.seeds) * (1 + len(run.defenses))
     defenses = dict.fromkeys((*run.defenses, *(row.defense for row in run.rows if row.role == "student")))
-    return environment.get_template("page.html.j2").render(
-        run=run,
-        **shared,
-        headline=headline(run.rows, target),
-        target=target,
-        finished=len(run.rows),
-        expected=max(expected, len(run.rows)),
-        datasets=", ".join(dict.fromkeys(row.dataset for row in run.rows)) or run.preset.get("dataset", ""),
-        methods=", ".join(dict.fromkeys(row.method for row in run.rows)) or run.preset.get("method", ""),
-        columns=varying(run.rows),
-        summaries=summaries,
-        several=any(len(summary.seeds) > 1 for summary in summaries),
-        meanings=[(short_name(name), _MEANINGS[name]) for name in defenses if name in _MEANINGS],
-        general={name: value for name, value in run.preset.items() if not nested(value)}
-        | {"triggers": list(run.triggers), "seeds": list(run.seeds), "defenses": list(run.defenses)},
-        curves=curve_pairs(run),
-        examples=example_sets(run),
-        galleries=gallery_sets(run),
-        vaccines=vaccine_views(run),
-        inversions=inversion_views(run),
-        vaccinated=[student for student in run.students if student.vaccine is not None],
-        total_seconds=math.fsum(row.seconds for row in run.rows),
-        speeds=speeds(run, summaries),
-        origins=[student for student in run.students if student.teacher_digest],
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            run=run,
+            headline=headline(run.rows, target),
+            target=target,
+            finished=len(run.rows),
+            expected=max(expected, len(run.rows)),
+            datasets=", ".join(dict.fromkeys(row.dataset for row in run.rows)) or run.preset.get("dataset", ""),
+            methods=", ".join(dict.fromkeys(row.method for row in run.rows)) or run.preset.get("method", ""),
+            columns=varying(run.rows),
+            summaries=summaries,
+            several=any(len(summary.seeds) > 1 for summary in summaries),
+            meanings=[(short_name(name), _MEANINGS[name]) for name in defenses if name in _MEANINGS],
+            general={name: value for name, value in run.preset.items() if not nested(value)}
+            | {"triggers": list(run.triggers), "seeds": list(run.seeds), "defenses": list(run.defenses)},
+            curves=curve_pairs(run),
+            examples=example_sets(run),
+            galleries=gallery_sets(run),
+            vaccines=vaccine_views(run),
+            inversions=inversion_views(run),
+            vaccinated=[student for student in run.students if student.vaccine is not None],
+            total_seconds=math.fsum(row.seconds for row in run.rows),
+            speeds=speeds(run, summaries),
+            origins=[student for student in run.students if student.teacher_digest],
+        )
     )
 
 

@@ -222,6 +222,36 @@ def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
         return _svg(figure, label, f"{where}/sizes")
 
 
+def roc(points: Mapping[str, Sequence[tuple[float, float]]], areas: Mapping[str, float], where: str) -> Markup:
+    """ROC curves of several signs: hits against false alarms, the area under each behind its name.
+
+    Args:
+        points: sign → (share of false alarms, share of hits), from (0, 0) to (1, 1).
+        areas: sign → area under its curve.
+        where: what distinguishes this plot from others like it; seeds the SVG's ids.
+    """
+    styles = list(
+        zip(("none", "sv", "sr", "abd", "extra"), ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))), strict=True)
+    )
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure()
+        axes.plot([0, 100], [0, 100], color=_STAND_INS["muted"], linewidth=0.8)
+        for (name, curve), (color, dashes) in zip(points.items(), styles, strict=False):
+            x, y = 100 * np.asarray(curve).T
+            label = f"{name} {areas[name]:.2f}"
+            axes.plot(x, y, color=_STAND_INS[color], linestyle=dashes, linewidth=1.8, label=label)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(-2, 102)
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.set_title("Hits against false alarms, percent", loc="left")
+        axes.set_xlabel("clean teachers called suspicious")
+        axes.legend(loc="lower right", frameon=False, title="area under it")
+        figure.subplots_adjust(left=0.085, right=0.97, top=0.9, bottom=0.155)
+        label = "ROC curves. Area under each: " + ", ".join(f"{name} {area:.2f}" for name, area in areas.items())
+        return _svg(figure, f"{label}.", f"{where}/roc")
+
+
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE)
     return figure, figure.subplots()

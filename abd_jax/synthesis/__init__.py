@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from abd_jax.synthesis.base import SynthesisConfig, Synthesizer, Task
@@ -17,7 +18,7 @@ from abd_jax.synthesis.nayer import NAYER, NAYERConfig
 from abd_jax.synthesis.ood import OOD, OODConfig
 from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 
-__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "lookup", "method_of"]
+__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "lookup", "method_of", "register"]
 
 
 class Method(NamedTuple):
@@ -39,6 +40,25 @@ METHODS: dict[str, Method] = {
     "nayer": Method(NAYERConfig, NAYER),
 }
 """Name → method."""
+ENTRY_POINTS = "abd_jax.methods"
+"""Under this group an installed package names its methods: `noise = "its_module:METHOD"`."""
+
+
+def register(name: str, method: Method) -> None:
+    """Makes a method of your own known by name.
+
+    Raises:
+        ValueError: the name is another method's, or the settings are.
+    """
+    if METHODS.get(name, method) != method:
+        raise ValueError(f"method {name!r}: the name is taken; allowed is any other than {', '.join(METHODS)}")
+    if any(known.config is method.config for other, known in METHODS.items() if other != name):
+        raise ValueError(f"method {name!r}: its settings {method.config.__name__} are another method's")
+    METHODS[name] = method
+
+
+def _installed() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def method_of(config: SynthesisConfig) -> str:
@@ -56,13 +76,18 @@ def create(config: SynthesisConfig, task: Task) -> Synthesizer:
 
 
 def lookup(name: str) -> Method:
-    """The method of that name.
+    """The method of that name: registered, or offered by an installed package.
 
     Raises:
         ValueError: unknown name.
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
+        offered = _installed()
+        if name in offered:
+            register(name, offered[name].load())
+            return METHODS[name]
+        known = list(dict.fromkeys([*METHODS, *offered]))
+        close = difflib.get_close_matches(name, known, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(METHODS)}")
+        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(known)}")
     return METHODS[name]

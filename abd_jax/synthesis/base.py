@@ -88,7 +88,10 @@ class Task:
         if quarters and (height % 4 or width % 4):
             raise ValueError(f"image size {height}×{width}: the generator of {method} needs sides divisible by 4")
         if batch_norm and not self.channels:
-            raise ValueError(f"method {method} reads the teacher's batch normalization, and this teacher has none")
+            raise ValueError(
+                f"method {method} reads the teacher's batch normalization, and this teacher has none; "
+                "say synthesis.batch_norm 0 where the method has that weight, or take ood, dfad or zskt"
+            )
 
 
 @runtime_checkable

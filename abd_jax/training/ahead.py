@@ -86,9 +86,7 @@ def with_batch(preset: Preset, batch: int) -> Preset:
     """The preset with another batch for the student and, where the method has one of its own, for synthesis."""
     own = {"batch": batch} if hasattr(preset.synthesis, "batch") else {}
     synthesis = dataclasses.replace(preset.synthesis, **own)
-    return dataclasses.replace(
-        preset, student=dataclasses.replace(preset.student, batch=batch), synthesis=synthesis
-    )
+    return dataclasses.replace(preset, student=dataclasses.replace(preset.student, batch=batch), synthesis=synthesis)
 
 
 def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:

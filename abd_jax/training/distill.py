@@ -31,6 +31,8 @@ from abd_jax.training import keys
 
 Metrics = dict[str, Array]
 Index = int | np.integer | Array
+Screens = Callable[[Network], tuple[Screen, Screen]]
+"""A defense from outside: teacher → its screens of the synthesizer and of the student; hashable, as functions are."""
 
 
 @struct.dataclass
@@ -80,6 +82,7 @@ class Distillation:
     preset: configs.Preset
     defense: str
     synthesizer: Synthesizer
+    custom: Screens | None = None
 
     @classmethod
     def make(
@@ -89,6 +92,7 @@ class Distillation:
         teacher: Network,
         sharding: jax.sharding.NamedSharding | None = None,
         classes: tuple[str, ...] = (),
+        custom: Screens | None = None,
     ) -> Distillation:
         """Binds a preset to a teacher's shapes, and to a mesh if a batch's sharding over it is given.
 
@@ -98,11 +102,14 @@ class Distillation:
             teacher: the network to distil.
             sharding: of a batch.
             classes: names of the teacher's classes, for methods that read them.
+            custom: a defense from outside, beside which the named one has no vaccine.
 
         Raises:
             ValueError: unknown defense, or a teacher that the method cannot use.
         """
         configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
+        if preset.student.attention:
+            losses.check_attention_transfer(_student_shapes(preset, teacher), teacher)
         task = Task.of(
             teacher,
             batch=preset.student.batch,
@@ -111,7 +118,7 @@ class Distillation:
             dtype=preset.dtype,
             sharding=sharding,
         )
-        return cls(preset, defense, synthesis.create(preset.synthesis, task))
+        return cls(preset, defense, synthesis.create(preset.synthesis, task), custom)
 
     @property
     def rival(self) -> Rival:
@@ -189,6 +196,8 @@ class Distillation:
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
         """The defense as the synthesizer and as the student see it."""
+        if self.custom is not None:
+            return self.custom(teacher)
         if vaccine is None:
             return accept_all, accept_all
         config = self.preset.vaccine
@@ -196,6 +205,17 @@ class Distillation:
             shuffling_vaccine.generator_screen(config, vaccine, teacher),
             shuffling_vaccine.student_screen(config, vaccine, teacher),
         )
+
+
+def _student_shapes(preset: configs.Preset, teacher: Network) -> Network:
+    return models.abstract(
+        preset.student.architecture,
+        num_classes=teacher.module.num_classes,
+        input_shape=teacher.input_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        dtype=preset.dtype,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

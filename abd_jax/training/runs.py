@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from abd_jax import models
+from abd_jax import data, models
 from abd_jax.attacks.objectives import Objective, hard_labels
 from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
@@ -32,7 +32,7 @@ from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
 from abd_jax.training.checkpoint import Checkpoints
-from abd_jax.training.distill import Distillation
+from abd_jax.training.distill import Distillation, Screens
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import MetricsWriter, NonFiniteError
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
@@ -41,6 +41,7 @@ Row = dict[str, Any]
 SELECTION_BATCHES = 16
 EXAMPLES = 8
 SAMPLES = 64
+_NO_DATA = "defense 'clean_kd' learns from a data set, and none fits this teacher"
 
 
 class Interrupted(Exception):
@@ -148,26 +149,36 @@ def _named_rates(network: Network, test: TestSet) -> dict[str, Array]:
     return dict(zip(("acc", "asr", "ra"), evaluation.rates(network, test), strict=True))
 
 
-def _row(preset: configs.Preset, trigger: str, seed: int, role: str, defense: str, started: float, rates: Any) -> Row:
+def _row(
+    preset: configs.Preset,
+    trigger: str | None,
+    seed: int,
+    role: str,
+    defense: str,
+    started: float,
+    rates: evaluation.Rates | None,
+) -> Row:
     return {
         "preset": preset.name,
-        "dataset": preset.dataset,
+        "dataset": None if trigger is None else preset.dataset,
         "method": preset.method,
         "trigger": trigger,
         "seed": seed,
         "role": role,
         "defense": defense,
-        **rates._asdict(),
+        **(rates._asdict() if rates else dict.fromkeys(evaluation.Rates._fields)),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _notes(preset: configs.Preset, trigger: str, seed: int, role: str, defense: str, **more: Any) -> dict[str, Any]:
+def _notes(
+    preset: configs.Preset, trigger: str | None, seed: int, role: str, defense: str, **more: Any
+) -> dict[str, Any]:
     return {
         "role": role,
-        "dataset": preset.dataset,
+        "dataset": None if trigger is None else preset.dataset,
         "trigger": trigger,
-        "target": preset.teacher.target,
+        "target": None if trigger is None else preset.teacher.target,
         "seed": seed,
         "defense": defense,
         **more,
@@ -353,17 +364,19 @@ def _keep_better(best: tuple[Array, Any], accuracy: Array, variables: Any) -> tu
 def distill_student(
     directory: RunDirectory,
     preset: configs.Preset,
-    dataset: Dataset,
+    dataset: Dataset | None,
     teacher: Network,
-    trigger: str,
+    trigger: str | None,
     defense: str,
     seed: int,
     observer: Observer | None = None,
     devices: int = 0,
+    screens: Screens | None = None,
 ) -> Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
-    The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them.
+    The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
+    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -373,8 +386,11 @@ def distill_student(
         return directory.result
     started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
-    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, dataset.classes)
-    test = TestSet.make(dataset, trigger, preset.teacher.target)
+    classes = dataset.classes if dataset is not None else ()
+    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes, screens)
+    test = None
+    if dataset is not None and trigger is not None:
+        test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
     if not any(directory.path.glob("checkpoints/[0-9]*")):
@@ -393,42 +409,50 @@ def distill_student(
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
         rounds = dispatch.compile_rounds(run, root, state, teacher)
-        evaluation.rates(state.student, test)  # compiles before the first round
+        if test is not None:
+            evaluation.rates(state.student, test)  # compiles before the first round
         for step in range(first, settings.cycles):
             state, metrics = rounds[run.phase(step)](root, state, teacher)
-            if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles:
+            due = (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles
+            if test is not None and due:
                 rates = _named_rates(state.student, test)
                 best = _keep_better(best, rates["acc"], state.student.variables)
                 metrics = metrics | rates
             yield step + 1, (state, best), metrics
 
-    title = f"student · {defense} · {trigger} · seed {seed}"
+    title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
     state, best = _loop(directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every)
     state = _repair(directory, run, root, state, teacher)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
-    best_student = dataclasses.replace(state.student, variables=best[1])
-    checkpoint.save_network(
-        directory.path / "best", best_student, settings.architecture, notes | {"chosen_by": "accuracy on the test set"}
-    )
+    if test is not None:
+        best_student = dataclasses.replace(state.student, variables=best[1])
+        chosen = notes | {"chosen_by": "accuracy on the test set"}
+        checkpoint.save_network(directory.path / "best", best_student, settings.architecture, chosen)
     _write_pictures(directory, run, root, state, teacher, test)
-    rates = evaluation.evaluate(state.student, test)
+    rates = evaluation.evaluate(state.student, test) if test is not None else None
     return directory.finish(_row(preset, trigger, seed, "student", defense, started, rates))
 
 
 def make_student(
     directory: RunDirectory,
     preset: configs.Preset,
-    dataset: Dataset,
+    dataset: Dataset | None,
     teacher: Network,
-    trigger: str,
+    trigger: str | None,
     defense: str,
     seed: int,
     observer: Observer | None = None,
     devices: int = 0,
 ) -> Row:
-    """`train_clean_student` or `distill_student`, as the defense says."""
+    """`train_clean_student` or `distill_student`, as the defense says.
+
+    Raises:
+        ValueError: the baseline that has data is asked for without data; else as theirs.
+    """
     if defense == "clean_kd":
+        if dataset is None or trigger is None:
+            raise ValueError(_NO_DATA)
         return train_clean_student(directory, preset, dataset, teacher, trigger, seed, observer)
     return distill_student(directory, preset, dataset, teacher, trigger, defense, seed, observer, devices)
 
@@ -443,6 +467,47 @@ def fit_to_teacher(preset: configs.Preset, teacher: Network, notes: Mapping[str,
         raise ValueError(f"--teacher: is of data set {notes.get('dataset')!r}; this preset's is {preset.dataset!r}")
     settings = dataclasses.replace(preset.teacher, target=int(notes["target"]), architecture=str(notes["architecture"]))
     return dataclasses.replace(preset, trigger=str(notes["trigger"]), teacher=settings)
+
+
+def fit_to_file(preset: configs.Preset, teacher: Network, notes: Mapping[str, Any]) -> tuple[configs.Preset, str]:
+    """The preset for a teacher from a stranger's file, and why its data set cannot measure the student; empty: it can.
+
+    Raises:
+        ValueError: the target is no class of the teacher.
+    """
+    classes = teacher.module.num_classes
+    if preset.teacher.target >= classes:
+        raise ValueError(
+            f"teacher.target {preset.teacher.target}: allowed are the teacher's classes, 0 … {classes - 1}"
+        )
+    settings = dataclasses.replace(preset.teacher, architecture=str(notes["architecture"]))
+    known = data.info(preset.dataset)
+    there, here = (
+        f"{height}×{width}×{channels} images of {count} classes"
+        for (height, width, channels), count in (
+            (known.image_shape, len(known.classes)),
+            (teacher.input_shape, classes),
+        )
+    )
+    reason = "" if there == here else f"the teacher is for {here}, data set {preset.dataset} has {there}"
+    return dataclasses.replace(preset, teacher=settings), reason
+
+
+def check_student(
+    preset: configs.Preset, dataset: Dataset | None, teacher: Network, defense: str, classes: tuple[str, ...] = ()
+) -> None:
+    """Whether a student can be made so from this teacher, before anything is written.
+
+    Raises:
+        ValueError: what the method, the defense or attention transfer needs, and is not there.
+    """
+    if defense == "clean_kd":
+        if dataset is None:
+            raise ValueError(_NO_DATA)
+        return
+    Distillation.make(preset, defense, teacher, classes=classes)
+    if configs.uses_vaccine(defense):
+        shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
 
 
 def _select_vaccine(
@@ -505,13 +570,13 @@ def _repair(directory: RunDirectory, run: Distillation, root: Array, state: Any,
 
 
 def _write_pictures(
-    directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet
+    directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet | None
 ) -> None:
     """A sheet of final images, and what the vaccine says of them, of clean and of triggered test images."""
     images = run.synthesizer.sample(keys.stream(root, "samples"), state.synthesizer, SAMPLES)
-    shown = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
+    pictures = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
     predictions = np.asarray(jnp.argmax(teacher(images).logits, axis=-1))
-    write_arrays(directory.path / "samples.npz", images=shown, predictions=predictions)
+    write_arrays(directory.path / "samples.npz", images=pictures, predictions=predictions)
     if state.vaccine is None:
         return
 
@@ -524,11 +589,11 @@ def _write_pictures(
     path = directory.path / "vaccine.npz"
     with np.load(path) as stored:
         selection = dict(stored)
-    measured = {
-        "synthetic": measure(teacher, images),
-        "clean": measure(teacher, test.images[: evaluation.BATCH] / 255.0),
-        "triggered": measure(teacher, test.triggered[: evaluation.BATCH] / 255.0),
-    }
+    shown = {"synthetic": images}
+    if test is not None:
+        shown["clean"] = test.images[: evaluation.BATCH] / 255.0
+        shown["triggered"] = test.triggered[: evaluation.BATCH] / 255.0
+    measured = {name: np.asarray(measure(teacher, batch)) for name, batch in shown.items()}
     write_arrays(path, **(selection | measured))  # a run stopped between here and its result has them already
 
 
@@ -541,7 +606,7 @@ def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[eval
     """
     inner = path / "network"
     network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
-    missing = [name for name in ("dataset", "trigger", "target") if name not in notes]
+    missing = [name for name in ("dataset", "trigger", "target") if notes.get(name) is None]
     if missing:
         raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}")
     test = TestSet.make(load(notes["dataset"]), notes["trigger"], notes["target"])

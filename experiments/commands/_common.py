@@ -8,10 +8,35 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from abd_jax.interop.description import Description
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
 from experiments import presets
 from experiments.console import choose, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What a file of weights does not say by itself; a YAML file beside it (FILE.yaml) may say it instead."""
+
+    arch: str | None = None
+    """Architecture; none: told by the file's entries where they leave no choice."""
+    num_classes: int | None = None
+    """Size of the logits; none: the file's."""
+    image_size: tuple[int, ...] = ()
+    """Height and width of the images, or one number for both."""
+    mean: tuple[float, ...] = ()
+    """Normalization that the network was trained with, one number per channel of images in [0, 1]."""
+    std: tuple[float, ...] = ()
+    """As --mean."""
+
+    @property
+    def description(self) -> Description:
+        return Description(self.arch, self.num_classes, self.image_size, self.mean, self.std)
+
+
+File = Annotated[FileFacts, tyro.conf.arg(name="")]
+"""The facts of a file as options of the command itself."""
 
 Options = TypeVar("Options")
 PresetFields = Annotated[Preset, tyro.conf.arg(name="")]

@@ -98,6 +98,8 @@ def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, s
         if facts.predicted is None:
             rows.append(("  predicted", "no time by this compiler"))
         else:
-            rows.append(("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}"))
+            rows.append(
+                ("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}")
+            )
     rows += [("  collectives", moved or "none"), ("  host transfers", str(facts.host_transfers or "none"))]
     return rows

@@ -1,4 +1,4 @@
-"""`distill`: distils one student from a teacher's directory, without data."""
+"""`distill`: distils one student from a teacher, ours or a stranger's file, without data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from abd_jax import data
-from abd_jax.training import checkpoint, config, runs
+from abd_jax.interop.teacher import read_described
+from abd_jax.training import config, runs
 from abd_jax.training.run_directory import RunDirectory, describe
-from experiments.commands._common import PresetFields, existing, with_preset
+from experiments.commands._common import File, FileFacts, PresetFields, existing, with_preset
 from experiments.console import ProgressBar, stdout
 
 
@@ -18,7 +19,8 @@ class Distill:
 
     preset: PresetFields
     teacher: Path
-    """Directory that `teacher` or `reproduce` made."""
+    """Directory that `teacher` or `reproduce` made; or a file of weights: safetensors, PyTorch, Flax msgpack."""
+    file: File = FileFacts()
     out: Path
     """Directory of the run."""
     defense: config.Defense = "abd"
@@ -36,16 +38,22 @@ class Distill:
 def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
     options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
-    inner = options.teacher / "network"
-    teacher, notes = checkpoint.load_network(inner if inner.is_dir() else options.teacher)
-    preset = runs.fit_to_teacher(options.preset, teacher, notes)
-    dataset = data.load(preset.dataset)
+    teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
+    if options.teacher.is_file():
+        preset, reason = runs.fit_to_file(options.preset, teacher, notes)
+        dataset, reason = (None, reason) if reason else _load(preset.dataset)
+    else:
+        preset, reason = runs.fit_to_teacher(options.preset, teacher, notes), ""
+        dataset = data.load(preset.dataset)
+    classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
+    runs.check_student(preset, dataset, teacher, options.defense, classes)
+    trigger = preset.trigger if dataset is not None else None
     facts = {
         "role": "student",
-        "trigger": preset.trigger,
+        "trigger": trigger,
         "seed": options.seed,
         "defense": options.defense,
-        "classes": dataset.classes,
+        "classes": classes,
         "teacher": {"path": str(options.teacher.absolute()), "digest": notes["digest"]},
     }
     mode = existing(options.resume, options.overwrite)
@@ -55,11 +63,28 @@ def main(argv: list[str]) -> None:
         preset,
         dataset,
         teacher,
-        preset.trigger,
+        trigger,
         options.defense,
         options.seed,
         ProgressBar(),
         options.devices,
     )
+    if row["acc"] is None:
+        stdout.print(f"student in {options.out}; ACC, ASR and RA are not known: {reason}", highlight=False)
+        return
     rates = " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
     stdout.print(f"student in {options.out}: {rates}", highlight=False)
+    if options.teacher.is_file():
+        stdout.print(
+            f"ASR and RA are of {trigger} towards class {preset.teacher.target}, the preset's own: "
+            "a file does not tell which trigger it was poisoned with, if any",
+            highlight=False,
+        )
+
+
+def _load(name: str) -> tuple[data.Dataset | None, str]:
+    """The data set, or why there is none."""
+    try:
+        return data.load(name), ""
+    except (ValueError, OSError) as error:
+        return None, " ".join(str(error).split())

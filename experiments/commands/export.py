@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     run = options.directory if inner.is_dir() else options.directory.absolute().parent
     facts = _read(run / CONFIG_FILE) | (_read(run / RESULT_FILE) if whole else {}) | notes
     content = export.FORMATS[options.format](network, notes["architecture"])
-    card = export.card(network, options.format, options.out.name, _flat(facts))
+    card = export.card(network, options.format, options.out.name, export.flat(facts))
     export.write(options.out, content)
     export.write(beside, card.encode())
     stdout.print(f"{options.out} ({len(content):,} bytes), model card {beside}", highlight=False)
@@ -59,11 +58,3 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     return content if isinstance(content, dict) else {}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, by dotted names."""
-    merged: dict[str, Any] = {}
-    for name, value in tree.items():
-        merged |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return merged

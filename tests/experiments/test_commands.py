@@ -16,6 +16,7 @@ MATRIX = ["matrix", "digits", "--out", "OUT"]
 TEACHER = ["teacher", "digits", "--out", "OUT"]
 DIAGNOSE = ["diagnose", "digits", "--out", "OUT", "--overwrite"]
 DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
+SAID = ["--image-size", "8", "--mean", "0.5", "--std", "0.5"]
 
 BAD_INPUT = [
     ([], None),
@@ -32,7 +33,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
     ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
     ([*REPRODUCE, "--dataset", "cifar11"], "did you mean 'cifar10'"),
-    ([*REPRODUCE, "--method", "cmii"], "did you mean 'cmi'"),
+    ([*REPRODUCE, "--method", "cmj"], "did you mean 'cmi'"),
     ([*REPRODUCE, "--dtype", "float16"], "'float32', 'bfloat16'"),
     ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
     ([*REPRODUCE, "--teacher.architecture", "wrn-11-1"], "wrn-D-W with depth D = 10, 16"),
@@ -89,6 +90,34 @@ BAD_INPUT = [
     ([*DISTILL, "/nowhere"], "no network here"),
     ([*DISTILL, "NETWORK", "--defense", "all"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
     ([*DISTILL, "NETWORK"], "is of data set 'svhn'"),
+    ([*DISTILL, "/nowhere", "--arch", "wrn-10-1"], "no such file; architecture can be said of a file alone"),
+    ([*DISTILL, "NETWORK", "--num-classes", "10"], "num_classes can be said of a file alone"),
+    ([*DISTILL, "FILE"], "no safetensors, PyTorch or Flax msgpack file"),
+    ([*DISTILL, "BARE"], "nothing says its image_size and mean and std: say it as an option or in a YAML file"),
+    ([*DISTILL, "BARE", *SAID[:2], "--mean", "0.5", "0.5", "--std", "1", "1"], "mean 0.5 0.5: allowed are 1 or 3"),
+    ([*DISTILL, "BARE", *SAID[:4], "--std", "1", "1", "1"], "mean and std: need as many numbers each, got 1 and 3"),
+    ([*DISTILL, "BARE", "--image-size", "800", *SAID[2:]], "image_size 800: allowed are one or two sides of 8–64"),
+    ([*DISTILL, "BARE", *SAID, "--arch", "alexnet"], "unknown architecture 'alexnet'"),
+    ([*DISTILL, "BARE", *SAID, "--num-classes", "4"], "wrn-10-1 with 4 classes"),
+    ([*DISTILL, "WEIGHTS", "--mean", "0.5", "0.5", "0.5"], "mean and std: need as many numbers each"),
+    ([*DISTILL, "WEIGHTS", "--defense", "clean_kd"], "learns from a data set, and none fits this teacher"),
+    ([*DISTILL, "WEIGHTS", "--student.architecture", "resnet-18"], "student.attention above 0 needs stages of equal"),
+    ([*DISTILL, "WEIGHTS", "--teacher.target", "10"], "teacher.target 10: allowed are the teacher's classes, 0 … 9"),
+    ([*DISTILL, "WEIGHTS", "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
+    ([*DISTILL, "VIT"], "student.attention above 0 needs stages of equal resolution"),
+    ([*DISTILL, "VIT", "--student.attention", "0"], "method zskt reads the teacher's batch normalization"),
+    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "cmi"], "method cmi reads the teacher's batch normal"),
+    (["audit", "--out", "OUT"], "one of --teacher FILE and --calibrate ZOO must be given"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--calibrate", "FULL"], "and not both"),
+    (["audit", "--out", "OUT", "--calibrate", "FULL", "--student", "NETWORK"], "goes without --student"),
+    (["audit", "--out", "OUT", "--calibrate", "FULL"], "no teacher here"),
+    (["audit", "--out", "FILE", "--teacher", "NETWORK"], "is a file; allowed is a directory"),
+    (["audit", "--out", "OUT", "--teacher", "BARE"], "nothing says its image_size"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--mean", "0.5"], "mean can be said of a file alone"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--calibration", "FILE"], "no calibration (Expecting value"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--calibration", "FULL"], "audit --calibrate ZOO --out DIR"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--settings.batches", "0"], "batches 0: allowed are"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--settings.inversion.steps", "0"], "inversion.steps 0"),
     (["evaluate"], "DIRECTORY"),
     (["evaluate", "/nowhere"], "no network here"),
     (["evaluate", "NETWORK"], "unknown dataset 'svhn'"),
@@ -109,6 +138,10 @@ BAD_INPUT = [
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
+    import safetensors.numpy
+
+    from abd_jax.interop import export
+    from abd_jax.interop.architectures import variables_to_torch
     from abd_jax.training import checkpoint
 
     top = tmp_path_factory.mktemp("places")
@@ -116,11 +149,18 @@ def places(tmp_path_factory):
         top / "network", network(classes=10), "wrn-10-1", {"dataset": "svhn", "trigger": "blend", "target": 0}
     )
     (top / "file").write_text("")
+    ours = network(classes=10)
+    (top / "ours.safetensors").write_bytes(export.to_safetensors(ours, "wrn-10-1"))
+    (top / "bare.bin").write_bytes(safetensors.numpy.save(variables_to_torch(ours.module, ours.variables)))
+    (top / "vit.safetensors").write_bytes(export.to_safetensors(network("vit-nano-4", classes=10), "vit-nano-4"))
     (top / "full").mkdir()
     (top / "full" / "thesis.tex").write_text("")
     return {
         "OUT": str(top / "out"),
         "NETWORK": str(top / "network"),
+        "WEIGHTS": str(top / "ours.safetensors"),
+        "BARE": str(top / "bare.bin"),
+        "VIT": str(top / "vit.safetensors"),
         "FILE": str(top / "file"),
         "FULL": str(top / "full"),
     }
@@ -139,7 +179,37 @@ def test_nothing_is_left_behind_by_bad_input(places, capsys):
     from pathlib import Path
 
     console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--teacher.target", "10"])
+    console.run(COMMANDS, [places.get(word, word) for word in [*DISTILL, "WEIGHTS", "--vaccine.kernels", "30"]])
     assert not Path(places["OUT"]).exists()
+
+
+@pytest.mark.parametrize(("side", "measured"), [("8", False), ("16", True)])
+def test_a_strangers_file_is_distilled_and_measured_only_on_data_that_fits(
+    side, measured, places, tmp_path, capsys, monkeypatch
+):
+    from abd_jax.training import checkpoint, runs
+
+    seen = {}
+
+    def make_student(directory, preset, dataset, teacher, trigger, *_):
+        seen.update(preset=preset, dataset=dataset, teacher=teacher, trigger=trigger, path=directory.path)
+        return dict.fromkeys(("acc", "asr", "ra"), 0.5 if measured else None)
+
+    monkeypatch.setattr(runs, "make_student", make_student)
+    out = tmp_path / "run"
+    argv = ["distill", "digits", "--teacher", places["BARE"], "--out", str(out), *SAID, "--image-size", side]
+    assert console.run(COMMANDS, argv) == 0
+    assert seen["teacher"].input_shape == (int(side), int(side), 1) and seen["teacher"].std == (0.5,)
+    assert seen["preset"].teacher.architecture == "wrn-10-1"
+    said = " ".join(capsys.readouterr().out.split())
+    if measured:
+        assert seen["dataset"].name == "digits" and seen["trigger"] == "badnet_sq"
+        assert "ASR 50.00 %" in said and "ASR and RA are of badnet_sq towards class 0, the preset's own" in said
+    else:
+        assert seen["dataset"] is None and seen["trigger"] is None
+        assert "are not known: the teacher is for 8×8×1 images of 10 classes, data set digits has 16×16×1" in said
+    stored = json.loads((out / "config.json").read_text())
+    assert stored["teacher"]["digest"] == checkpoint.digest(network(classes=10).variables)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -199,3 +199,15 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         run_directory.write_json(tmp_path / "a.json", {"new": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+
+
+def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(whole, tmp_path):
+    directory = RunDirectory.open(tmp_path / "run", describe(small.PRESET, defense="sv"), "refuse")
+    row = runs.make_student(directory, small.PRESET, None, small.teacher(), None, "sv", seed=5)
+    assert (row["acc"], row["asr"], row["ra"], row["trigger"], row["dataset"]) == (None,) * 5
+    jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
+    assert not (tmp_path / "run" / "best").exists()
+    with np.load(tmp_path / "run" / "vaccine.npz") as stored:
+        assert "synthetic" in stored and "clean" not in stored and "triggered" not in stored
+    with pytest.raises(ValueError, match="does not tell dataset, trigger, target"):
+        runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())

@@ -1,0 +1,224 @@
+"""The library in a few calls: load, audit, distil, export. `import abd_jax as abd` offers these names."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from abd_jax.interop import export as exporting
+from abd_jax.interop.description import Description
+from abd_jax.interop.teacher import read_described
+from abd_jax.models import Network
+from abd_jax.report import audit as pages
+from abd_jax.synthesis import Method, register
+from abd_jax.training import audit as auditing
+from abd_jax.training import checkpoint, runs
+from abd_jax.training.audit import AuditConfig
+from abd_jax.training.config import Preset
+from abd_jax.training.distill import Screens
+from abd_jax.training.run_directory import RunDirectory, describe
+
+__all__ = [
+    "AuditConfig",
+    "Method",
+    "Model",
+    "Preset",
+    "Progress",
+    "Screens",
+    "audit",
+    "distill",
+    "export",
+    "load",
+    "register",
+]
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called once a round: finished rounds, all rounds, the metrics of the round before."""
+_SUFFIXES = {".safetensors": "safetensors", ".stablehlo": "stablehlo", ".onnx": "onnx", ".msgpack": "flax"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with what is known of it.
+
+    Attributes:
+        network: images `[batch, height, width, channels]` in [0, 1] → `Forward`, normalization inside.
+        architecture: its name for `models.build`.
+        notes: where it comes from: `digest`, `file`, `classes`, `teacher`, …
+    """
+
+    network: Network
+    architecture: str
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, images: Float[Array | np.ndarray, "batch height width channels"]) -> Float[Array, "batch c"]:
+        """The logits."""
+        return _logits(self.network, images)
+
+
+@jax.jit
+def _logits(network: Network, images: Array) -> Array:
+    return network(images).logits
+
+
+class _Telling:
+    """An observer that tells a function."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._total = progress, 0
+
+    def begin(self, title: str, total: int, done: int) -> None:
+        self._total = total
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        self._progress(done, self._total, metrics)
+
+    def end(self) -> None: ...
+
+
+def load(
+    path: Path | str,
+    *,
+    architecture: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, ...] = (),
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    dtype: str = "float32",
+) -> Model:
+    """A network from a directory of ours or a stranger's file; nothing in a file is run.
+
+    Args:
+        path: safetensors, PyTorch, Flax msgpack, or a directory of a run.
+        architecture: see `models.build`; None: told by the file's entries, where they leave no choice.
+        num_classes: size of the logits; None: the file's.
+        image_size: height and width, or one number for both.
+        mean, std: normalization that it was trained with, one number per channel of images in [0, 1].
+        dtype: compute dtype.
+
+    Raises:
+        ValueError: one line that says what is wrong and what is allowed.
+    """
+    size = (image_size,) if isinstance(image_size, int) else image_size
+    given = Description(architecture, num_classes, size, mean, std)
+    network, notes = read_described(Path(path), given, dtype)
+    return Model(network, str(notes["architecture"]), notes)
+
+
+def distill(
+    teacher: Model,
+    student: str,
+    *,
+    method: str = "zskt",
+    defense: str | Screens = "abd",
+    cycles: int | None = None,
+    preset: Preset | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    out: Path | str | None = None,
+) -> Model:
+    """A student of a teacher, without data.
+
+    Args:
+        teacher: what `load` returns.
+        student: architecture of the student.
+        method: data-free method: ours, one that an installed package offers, or one given to `register`.
+        defense: `none`, `sv`, `sr`, `abd`; or a function of your own, teacher → (screen of the synthesizer, screen of
+            the student), see `screening.Screen`.
+        cycles: rounds; None: the preset's.
+        preset: all other settings; its data set is not looked at.
+        seed: of initialization and synthesis.
+        progress: told once a round.
+        out: keeps metrics, checkpoints and pictures in a new directory; None: nothing is kept.
+
+    Raises:
+        ValueError: settings that do not fit each other or the teacher.
+    """
+    settings = (preset or Preset(name="library", dataset="digits")).with_method(method)
+    chosen = dataclasses.replace(settings.student, architecture=student, cycles=cycles or settings.student.cycles)
+    settings = dataclasses.replace(settings, student=chosen)
+    settings, _ = runs.fit_to_file(settings, teacher.network, {"architecture": teacher.architecture})
+    name, screens = (defense, None) if isinstance(defense, str) else ("none", defense)
+    classes = tuple(map(str, teacher.notes.get("classes", ())))
+    runs.check_student(settings, None, teacher.network, name, classes)
+    observer = _Telling(progress) if progress else None
+    with tempfile.TemporaryDirectory() as temporary:
+        facts = {"role": "student", "seed": seed, "defense": name if screens is None else _name(screens)}
+        place = Path(out) if out is not None else Path(temporary) / "run"
+        directory = RunDirectory.open(place, describe(settings, **facts), "refuse")
+        runs.distill_student(directory, settings, None, teacher.network, None, name, seed, observer, screens=screens)
+        network, notes = checkpoint.load_network(directory.path / "network")
+    origin = {"teacher": {"digest": checkpoint.digest(teacher.network.variables)}, "method": settings.method}
+    return Model(network, student, {**notes, **facts, **origin, "classes": list(classes)})
+
+
+def audit(
+    teacher: Model,
+    student: Model | None = None,
+    *,
+    settings: AuditConfig | None = None,
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Signs of a backdoor, without data.
+
+    Args:
+        teacher: the network to look at.
+        student: of this teacher; which signs are gone in it?
+        settings: how thoroughly.
+        out: a page and `audit.json` are written there; None: nothing is.
+
+    Returns:
+        What `audit.json` holds: `headline`, `teacher` and `student` with their `signs` and `verdicts`, `comparison`,
+        `calibration`.
+    """
+    settings = settings or AuditConfig()
+    found = auditing.examine(teacher.network, settings)
+    other = None
+    if student is not None:
+        comparison = auditing.compare(teacher.network, found, student.network, settings)
+        other = ("student", student.notes, auditing.examine(student.network, settings), comparison)
+    return pages.write(
+        None if out is None else Path(out),
+        names=pages.class_names(teacher.notes, teacher.network.module.num_classes),
+        notes=teacher.notes,
+        teacher=(str(teacher.notes.get("file", "teacher")), found),
+        student=other,
+        rows=auditing.read_rows(),
+        deviations=settings.vaccine.deviations,
+        origin=pages.origin("abd_jax.audit", dataclasses.asdict(settings)),
+    )
+
+
+def export(model: Model, path: Path | str, format: str | None = None) -> Path:
+    """One file for elsewhere, with a model card beside it.
+
+    Args:
+        model: what `load` or `distill` returns.
+        path: of the file.
+        format: safetensors, stablehlo, onnx or flax; None: by the path's suffix.
+
+    Raises:
+        ValueError: no such format, or one whose converter is not installed.
+    """
+    path = Path(path)
+    chosen = format or _SUFFIXES.get(path.suffix)
+    if chosen not in exporting.FORMATS:
+        raise ValueError(f"format {chosen or path.suffix!r}: allowed are {', '.join(exporting.FORMATS)}")
+    content = exporting.FORMATS[chosen](model.network, model.architecture)
+    notes = {**model.notes, "architecture": model.architecture}
+    notes["digest"] = checkpoint.digest(model.network.variables)
+    exporting.write(path, content)
+    card = exporting.card(model.network, chosen, path.name, exporting.flat(notes))
+    exporting.write(path.with_name(f"{path.name}.md"), card.encode())
+    return path
+
+
+def _name(screens: Screens) -> str:
+    return getattr(screens, "__qualname__", type(screens).__qualname__)

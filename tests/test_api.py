@@ -1,0 +1,141 @@
+"""`import abd_jax as abd`: README's lines run, and what stands outside the package plugs in."""
+
+import dataclasses
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import abd_jax as abd
+from abd_jax import synthesis
+from abd_jax.interop import export
+from abd_jax.synthesis import METHODS
+from abd_jax.training.config import StudentConfig
+from experiments import presets
+from experiments.commands import _common
+from tests import networks
+
+TOP = Path(__file__).parents[1]
+SMALL = abd.Preset(
+    name="small", dataset="digits", student=StudentConfig(cycles=4, updates=2, batch=8, architecture="wrn-10-1")
+)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The test package as pip leaves it: its module and its entry points on the path."""
+    described = tomllib.loads((TOP / "tests/plugin/pyproject.toml").read_text())["project"]
+    info = tmp_path / "site" / "abd_noise-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: abd-noise\nVersion: 0.1.0\n")
+    ((group, points),) = described["entry-points"].items()
+    (info / "entry_points.txt").write_text(
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+    )
+    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.syspath_prepend(str(TOP / "tests/plugin"))
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+    sys.modules.pop("abd_noise", None)
+
+
+def model(architecture="wrn-10-1", **options) -> abd.Model:
+    return abd.Model(networks.network(architecture, **options), architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+def test_readmes_lines_run(tmp_path, monkeypatch, capsys):
+    (snippet,) = re.findall(r"```python\n(import abd_jax as abd.*?)```", (TOP / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line]) <= 10
+    quicker = snippet.replace("image_size=32", "image_size=8").replace("cycles=400", "cycles=2")
+    assert quicker.count("=8,") == quicker.count("cycles=2,") == 1
+    monkeypatch.chdir(tmp_path)
+    teacher = networks.network("wrn-16-1", classes=3, shape=(8, 8, 3))
+    Path("teacher.pth").write_bytes(export.to_flax(teacher, "wrn-16-1"))
+    exec(compile(quicker, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "calibrated signs speak for a backdoor" in said and "2 2" in said and "'transfer'" in said
+    assert Path("audit/report.html").is_file()
+    assert abd.load("student.safetensors").network.module.num_classes == 3
+    assert "SHA-256" in Path("student.safetensors.md").read_text()
+
+
+@pytest.mark.optax
+def test_a_method_and_a_defense_from_outside_the_package(plugin, tmp_path):
+    import abd_noise
+
+    seen = []
+    teacher = model(classes=3)
+    student = abd.distill(
+        teacher, "wrn-10-1", method="noise", defense=abd_noise.trust_the_dark, preset=SMALL, out=tmp_path / "run",
+        progress=lambda done, total, metrics: seen.append((done, total, dict(metrics))),
+    )  # fmt: skip
+    assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
+    assert seen[-1][2]["noise/updates"] == 4
+    assert 0 < seen[-1][2]["student/trusted"] < 1
+    assert student.notes["method"] == "noise" and student.notes["defense"] == "trust_the_dark"
+    assert abd.load(tmp_path / "run").notes["digest"] == student.notes["digest"]
+    images = networks.images(0, 4)
+    np.testing.assert_allclose(student(images), abd.load(tmp_path / "run")(np.asarray(images)), atol=1e-6)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(
+            jax.tree.leaves(student.network.params), jax.tree.leaves(teacher.network.params), strict=True
+        )
+    ]  # fmt: skip
+    assert max(moved) > 0
+
+
+def test_an_installed_method_is_an_option_of_the_command(plugin):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        preset: _common.PresetFields
+
+    argv = ["digits", "--method", "noise", "--synthesis.brightness", "0.25"]
+    options = _common.with_preset(Options, argv, prog="x", description="y")
+    assert options.preset.method == "noise" and options.preset.synthesis.brightness == 0.25
+    with pytest.raises(ValueError, match=r"method 'nois' \(did you mean 'noise'\?\): allowed are zskt, .*, noise"):
+        presets.presets()["digits"].with_method("nois")
+
+
+def test_a_name_is_given_once(plugin):
+    import abd_noise
+
+    abd.register("hiss", abd_noise.METHOD)
+    abd.register("hiss", abd_noise.METHOD)
+    assert synthesis.lookup("hiss") is abd_noise.METHOD
+    with pytest.raises(ValueError, match="method 'zskt': the name is taken"):
+        abd.register("zskt", abd_noise.METHOD)
+    with pytest.raises(ValueError, match="method 'other': its settings NoiseConfig are another method's"):
+        abd.register("other", abd_noise.METHOD)
+
+
+def test_what_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'distil'"):
+        abd.distil  # noqa: B018
+    assert all(getattr(abd, name) is not None for name in abd.__all__)
+
+
+def test_importing_the_package_imports_nothing_of_it():
+    import subprocess
+
+    code = "import sys, abd_jax; print([name for name in sys.modules if name.startswith(('abd_jax.', 'jax'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TOP)
+    assert done.stdout.strip() == "[]"
+
+
+def test_bad_formats_and_settings_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"format '\.bin': allowed are safetensors, stablehlo, onnx, flax"):
+        abd.export(model(), tmp_path / "x.bin")
+    with pytest.raises(ValueError, match=r"student\.attention above 0 needs stages of equal resolution"):
+        abd.distill(model(), "resnet-18", preset=SMALL)
+    with pytest.raises(ValueError, match="learns from a data set"):
+        abd.distill(model(), "wrn-10-1", defense="clean_kd", preset=SMALL)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,163 @@
+"""The audit: its arithmetic by hand, and an examination of small networks."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abd_jax.defenses.shuffling_vaccine import VaccineConfig
+from abd_jax.defenses.trigger_inversion import InversionConfig
+from abd_jax.training import audit
+from abd_jax.training.audit import AuditConfig, Row
+from tests import networks
+
+CONFIG = AuditConfig(
+    batches=2, batch=8, inversion=InversionConfig(images=4, steps=2), vaccine=VaccineConfig(kernels=2, trials=2)
+)
+
+
+def row(name, trigger, value, **signs):
+    values = dict.fromkeys(audit.SIGNS, value) | signs
+    return Row(name, trigger, "digits", "wrn-16-1", name * 4, 0.0, trigger != "none", values)
+
+
+ROWS = [
+    *(row(f"c{i}", "none", value) for i, value in enumerate((0.0, 1.0, 2.0, 5.0))),
+    *(row(f"a{i}", "blend", value) for i, value in enumerate((4.0, 6.0))),
+    *(row(f"b{i}", "sig", value) for i, value in enumerate((7.0, 1.5))),
+]
+
+
+def test_area_under_the_curve():
+    assert audit.auc((0, 1, 2, 5), (4, 6, 7, 1.5)) == pytest.approx((3 + 4 + 4 + 2) / 16)
+    assert audit.auc((1,), (1,)) == 0.5
+
+
+def test_the_roc_s_area_is_the_auc():
+    clean, poisoned = (0.0, 1.0, 2.0, 5.0), (4.0, 6.0, 7.0, 1.5)
+    points = np.asarray(audit.roc(clean, poisoned))
+    assert points[0].tolist() == [0, 0] and points[-1].tolist() == [1, 1]
+    assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(audit.auc(clean, poisoned))
+
+
+@pytest.mark.parametrize(
+    ("clean", "poisoned", "threshold"),
+    [
+        ((0, 1), (2, 3), 1.5),
+        ((0, 1, 2, 5), (4, 6, 7, 1.5), 3.0),
+        ((3, 4), (1, 2), None),
+        ((1, 1), (1, 1), None),
+        ((0, 10), (20, 5), 15.0),  # (0, 5) and (10, 20) separate as well: the wider gap
+    ],
+)
+def test_threshold(clean, poisoned, threshold):
+    assert audit.best_threshold(clean, poisoned) == threshold
+
+
+def test_each_teacher_is_judged_by_the_others_without_its_trigger():
+    known = audit.calibrate(ROWS)["anomaly"]
+    clean, wrong = [0.0, 1.0, 2.0, 5.0], {"missed": 0, "false": 0}
+    for judged in ROWS:
+        value = judged.signs["anomaly"]
+        others = [other for other in ROWS if other is not judged]
+        if judged.poisoned:
+            others = [other for other in others if other.trigger != judged.trigger]
+        bar = audit.best_threshold(
+            [other.signs["anomaly"] for other in others if not other.poisoned],
+            [other.signs["anomaly"] for other in others if other.poisoned],
+        )
+        alarm = bar is not None and value > bar
+        wrong["missed"] += judged.poisoned and not alarm
+        wrong["false"] += alarm and not judged.poisoned
+    assert (known.missed, known.false_alarms) == ((wrong["missed"], 4), (wrong["false"], 4))
+    assert known.threshold == audit.best_threshold(clean, [4.0, 6.0, 7.0, 1.5])
+    assert known.auc == pytest.approx(13 / 16)
+
+
+def test_a_sign_that_was_not_measured_is_not_calibrated():
+    rows = [dataclasses.replace(one, signs=one.signs | {"tail": None}) for one in ROWS]
+    assert set(audit.calibrate(rows)) == set(audit.SIGNS) - {"tail"}
+
+
+def test_too_small_a_zoo_is_refused():
+    with pytest.raises(ValueError, match=r"4 clean teacher\(s\) and poisoned ones of 1 trigger\(s\)"):
+        audit.calibrate(ROWS[:6])
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path):
+    audit.write_rows(tmp_path / "calibration.json", ROWS)
+    assert audit.read_rows(tmp_path) == audit.read_rows(tmp_path / "calibration.json") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [], "a calibration needs 2 clean ones"),
+        (lambda rows: [{"path": "a"}], "each teacher needs path, trigger, dataset"),
+        (lambda rows: [rows[0] | {"signs": {"anomaly": 1}}], "a number or null for each of anomaly, tail"),
+        (lambda rows: [rows[0] | {"poisoned": "yes"}], "poisoned is of type str"),
+        (lambda rows: [rows[0] | {"signs": dict.fromkeys(audit.SIGNS, float("nan"))}], "a number or null"),
+        (lambda rows: 3, "no calibration (expected a list, found int)"),
+    ],
+)
+def test_a_bad_calibration_is_one_line(tmp_path, change, message):
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(change([dataclasses.asdict(one) for one in ROWS])))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        audit.read_rows(path)
+    assert str(error.value).startswith(f"--calibration {path}") and "\n" not in str(error.value)
+
+
+def test_a_teacher_poisoned_in_vain_is_neither():
+    found = dataclasses.replace(EMPTY, signs=dict.fromkeys(audit.SIGNS, 1.0))
+    facts = {"path": "a", "trigger": "cl", "dataset": "d", "architecture": "w", "digest": "x", "poisoned": 9}
+    assert audit.row_of(facts | {"asr": 0.2}, found) is None
+    assert audit.row_of(facts | {"asr": 0.9}, found).poisoned
+    clean = audit.row_of(facts | {"asr": 0.2, "poisoned": 0}, found)
+    assert not clean.poisoned and clean.trigger == "none"
+
+
+EMPTY = audit.Examination(
+    signs={}, reasons={}, masks=np.zeros((2, 4, 4, 1)), patterns=np.zeros((2, 4, 4, 1)), sizes=np.zeros(2),
+    flips=np.zeros(2), suspect=0, log_kl=None, threshold=0.0, enabled=False, channels={},
+    images=np.zeros((1, 4, 4, 1), np.uint8), predictions=np.zeros(1, np.int32),
+)  # fmt: skip
+
+
+@pytest.mark.optax
+def test_an_examination_measures_every_sign_and_a_copy_has_them_all():
+    network = networks.network("wrn-10-1", classes=3)
+    found = audit.examine(network, CONFIG)
+    assert all(np.isfinite(value) for value in found.signs.values()) and not found.reasons
+    assert found.masks.shape == (3, 8, 8, 1) and found.patterns.shape == (3, 8, 8, 1)
+    assert found.signs["lipschitz"] == max(values.max() for values in found.channels.values())
+    tails = [np.mean(values < values.mean() - 3 * values.std()) for values in found.log_kl]
+    assert found.signs["tail"] == max(tails) and found.log_kl.shape[1] == 16
+    assert 0 <= found.signs["agreement"] <= 1
+    images = jnp.concatenate([audit.images_for(network, CONFIG, 8, index) for index in (1, 2)])
+    np.testing.assert_array_equal(found.predictions, jnp.argmax(network(images).logits, -1))
+    same = audit.compare(network, found, network, CONFIG)
+    assert same.agreement == 1 and same.transfer == same.teacher_transfer
+    with pytest.raises(ValueError, match=r"--student: image shape, mean, std and classes are .* allowed are equal"):
+        audit.compare(network, found, networks.shapes("wrn-10-1", classes=4), CONFIG)
+
+
+@pytest.mark.optax
+def test_a_network_without_kernels_to_shuffle_has_the_other_signs():
+    config = dataclasses.replace(CONFIG, vaccine=VaccineConfig(kernels=30))
+    found = audit.examine(networks.network("wrn-10-1", classes=3), config)
+    assert found.signs["tail"] is None and found.signs["agreement"] is None and found.log_kl is None
+    assert "30" in found.reasons["tail"]
+    assert found.signs["anomaly"] is not None and found.signs["lipschitz"] is not None
+
+
+def test_images_are_the_same_for_teacher_and_student():
+    teacher, student = networks.network("wrn-10-1"), networks.network("wrn-10-2", seed=1)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(audit.images_for(network, CONFIG, 3, 1) for network in (teacher, student)),
+    )
