@@ -33,8 +33,7 @@ RELEASED = {  # the parsers of github.com/illidanlab/ABD at commit 1210471
 }
 QUICK = {  # what keeps a command of the tutorial short
     "teacher": "--teacher.epochs 1",
-    "audit": "--settings.batches 1 --settings.batch 8 --settings.inversion.steps 1 --settings.inversion.images 4 "
-    "--settings.vaccine.trials 1",
+    "audit": "--batches 1 --batch 8 --inversion.steps 1 --inversion.images 4 --vaccine.trials 1",
     "distill": "--student.cycles 2 --student.updates 1 --student.batch 8 --student.evaluate-every 2 "
     "--student.checkpoint-every 2 --synthesis.features 4 --inversion.steps 1 --inversion.images 4",
     "export": "",

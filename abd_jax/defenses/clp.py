@@ -8,6 +8,7 @@ positions, as in the published code. Channels above mean + u·std of their layer
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -56,6 +57,25 @@ def lipschitz_bounds(
     largest = np.linalg.svd(matrices.reshape(*matrices.shape[:2], -1), compute_uv=False)[:, 0]
     factor = np.abs(np.asarray(scale, np.float64)) / np.sqrt(np.asarray(variance, np.float64) + BATCH_NORM_EPSILON)
     return largest * factor
+
+
+def bounds(network: Network) -> dict[str, Float[np.ndarray, " _"]]:
+    """The bound of every channel of every kernel, by the kernel's path; where none normalizes it, the factor is 1."""
+    variables = flatten_dict(dict(network.variables), sep="/")
+    normalized = dict(zip(network.module.normalized, network.module.batch_norms, strict=True))
+    found = {}
+    for path in network.module.kernels:
+        kernel, norm = variables[f"params/{path}/kernel"], normalized.get(path)
+        scale, variance = np.ones(kernel.shape[-1]), np.full(kernel.shape[-1], 1 - BATCH_NORM_EPSILON)
+        if norm is not None:
+            scale, variance = variables[f"params/{norm}/scale"], variables[f"batch_stats/{norm}/var"]
+        found[path] = lipschitz_bounds(kernel, scale, variance)
+    return found
+
+
+def deviations(found: Mapping[str, Float[np.ndarray, " _"]]) -> dict[str, Float[np.ndarray, " _"]]:
+    """How many standard deviations each bound lies above the mean of its layer; the published bar is 3."""
+    return {path: (values - values.mean()) / max(float(values.std(ddof=1)), 1e-12) for path, values in found.items()}
 
 
 def prune(network: Network, deviations: float) -> tuple[Network, int]:

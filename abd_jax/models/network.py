@@ -103,6 +103,18 @@ class Network:
                 stats[f"{path}/{name}"] = old + BATCH_NORM_MOMENTUM * (jax.lax.stop_gradient(new) - old)
         return dataclasses.replace(self, variables={**self.variables, "batch_stats": unflatten_dict(stats, sep="/")})
 
+    def require_batch_norm(self, who: str) -> None:
+        """For whoever reads or changes batch normalizations.
+
+        Args:
+            who: the option and its value that need them, e.g. `defense clp`.
+
+        Raises:
+            ValueError: the network has no batch normalization.
+        """
+        if not self.module.batch_norms:
+            raise ValueError(f"{who}: needs a network with batch normalization, and this one has none")
+
     @property
     def params(self) -> Any:
         return self.variables["params"]

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from abd_jax import synthesis
-from abd_jax.defenses import channel_lipschitz, shuffling_vaccine, trigger_inversion
+from abd_jax.defenses import clp, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig, Trigger
 from abd_jax.models import Network
@@ -153,7 +153,7 @@ def examine(network: Network, config: AuditConfig) -> Examination:
         signs["tail"] = max(_tail(values, config.vaccine.deviations) for values in log_kl)
         signs["agreement"] = _agreement(network, config, batches)
 
-    channels = channel_lipschitz.deviations(channel_lipschitz.bounds(network))
+    channels = clp.deviations(clp.bounds(network))
     signs["lipschitz"] = max((float(values.max()) for values in channels.values()), default=None)
     if signs["lipschitz"] is None:
         reasons["lipschitz"] = "no convolution"

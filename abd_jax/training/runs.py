@@ -505,7 +505,7 @@ def check_student(
         if dataset is None:
             raise ValueError(_NO_DATA)
         return
-    Distillation.make(preset, defense, teacher, classes=classes)
+    teacher = Distillation.make(preset, defense, teacher, classes=classes).rival.harden(teacher)
     if configs.uses_vaccine(defense):
         shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
 

@@ -7,8 +7,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.table import Table
 
 from abd_jax.interop.teacher import read_described
@@ -35,7 +36,7 @@ class Audit:
     """Instead of one teacher: a folder of clean and poisoned ones, on which every sign is measured."""
     calibration: Path | None = None
     """What --calibrate made; none: the one that comes with the package, of digits teachers."""
-    settings: AuditConfig = AuditConfig()
+    settings: Annotated[AuditConfig, tyro.conf.arg(name="")] = AuditConfig()
     json: bool = False
     """Print one JSON object instead of a table."""
     overwrite: bool = False

@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
     options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
-    if options.teacher.is_file():
+    unknown = notes.get("dataset") is None  # a file, or a student that was distilled from one
+    if unknown:
         preset, reason = runs.fit_to_file(options.preset, teacher, notes)
         dataset, reason = (None, reason) if reason else _load(preset.dataset)
     else:
@@ -74,10 +75,10 @@ def main(argv: list[str]) -> None:
         return
     rates = " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
     stdout.print(f"student in {options.out}: {rates}", highlight=False)
-    if options.teacher.is_file():
+    if unknown:
         stdout.print(
             f"ASR and RA are of {trigger} towards class {preset.teacher.target}, the preset's own: "
-            "a file does not tell which trigger it was poisoned with, if any",
+            "nothing tells which trigger this teacher was poisoned with, if any",
             highlight=False,
         )
 

@@ -204,6 +204,12 @@ def test_absorb_without_batch_normalization_is_nothing():
     assert network.absorb(forward(network, networks.images(), "batch")) is network
 
 
+def test_whoever_needs_batch_normalization_can_ask():
+    networks.shapes("vgg-11").require_batch_norm("defense clp")
+    with pytest.raises(ValueError, match=r"^defense clp: needs a network with batch normalization, .* has none$"):
+        networks.shapes("vit-nano-4").require_batch_norm("defense clp")
+
+
 @pytest.mark.parametrize("pair", [("resnet-18", "resnet-34"), ("resnet-18", "mobilenet-v2"), ("wrn-16-1", "wrn-40-2")])
 def test_attention_between_networks_of_equal_stages(pair):
     losses.check_attention_transfer(*(networks.shapes(name, shape=(32, 32, 3)) for name in pair))
