@@ -78,7 +78,7 @@ def topology_mesh(name: str, devices: int | None = None) -> tuple[Chip, Mesh]:
         raise ValueError(f"--topology {name}: {error}") from None
     if devices is not None and not 1 <= devices <= len(found):
         raise ValueError(f"--devices {devices}: allowed are 1 … {len(found)}, the devices of {name}")
-    chosen = np.array(found[:devices])
+    chosen: np.ndarray = np.array(found[:devices])
     return CHIPS[chip], Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -59,8 +59,9 @@ def main(argv: list[str]) -> None:
     elif preset.student.batch % devices:
         raise ValueError(f"--devices {devices}: the preset's batch of {preset.student.batch} cannot be split over them")
     per_device = preset.student.batch // devices
-    table = Table("per device", "value", title=f"{preset.name}, {preset.method}, {preset.dtype}, {options.defense}")
-    table.title += f": {per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
+    title = f"{preset.name}, {preset.method}, {preset.dtype}, {options.defense}: "
+    title += f"{per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
+    table = Table("per device", "value", title=title)
     found = []
     for name, calls, lowered in ahead.functions(preset, options.defense, mesh):
         if options.functions and name.replace(" ", "_") not in options.functions:
@@ -76,7 +77,8 @@ def main(argv: list[str]) -> None:
         results = [
             dataclasses.asdict(facts) | {"floor": facts.floor(chip), "batch_per_device": per_device} for facts in found
         ]
-        header = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype, "defense": options.defense}
+        header: dict[str, Any] = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype}
+        header["defense"] = options.defense
         header |= {"topology": options.topology, "devices": devices, "chip": dataclasses.asdict(chip)}
         write_json(options.json, header | {"versions": versions(), "functions": results})
 
