@@ -14,7 +14,7 @@ PRESET = Preset(
     name="digits",
     dataset="digits",
     teacher=TeacherConfig(architecture="wrn-16-1", epochs=30, crop=0, poison_rate=0.2),
-    student=StudentConfig(architecture="wrn-10-1", cycles=400, updates=5, evaluate_every=25, checkpoint_every=100),
+    student=StudentConfig(architecture="wrn-10-1", cycles=600, updates=5, evaluate_every=25, checkpoint_every=100),
     synthesis=ZSKTConfig(features=64, batch_norm=0.003),
     vaccine=VaccineConfig(alpha=0.0, class_balance=0.01, select=False, censor=True),
     retrospection=RetrospectionConfig(start_fraction=0.0, perturb="inverted", portion=0.25, drop=0.25, hunt=4),
