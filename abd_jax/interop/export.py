@@ -117,17 +117,24 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
     origin = ("role", "method", "defense", "teacher.digest", "dataset", "trigger", "target", "seed")
     measured = {"acc": "ACC", "asr": "ASR", "ra": "RA"}
     lines = [f"# {file}", "", *_table({name: value for name, value in about.items() if value is not None})]
-    lines += ["", "## Where it comes from", "", *_table({name: facts.get(name, "not known") for name in origin})]
-    rates = {shown: f"{100 * facts[name]:.2f} %" for name, shown in measured.items() if name in facts}
+    lines += ["", "## Where it comes from", "", *_table({name: _known(facts.get(name)) for name in origin})]
+    rates = {shown: f"{100 * facts[name]:.2f} %" for name, shown in measured.items() if facts.get(name) is not None}
     meaning = (
         "ACC: accuracy on clean test images. ASR: triggered ones given the attacker's class. RA: keeping their own."
     )
     lines += ["", "## Measured", "", *([*_table(rates), "", meaning] if rates else ["Nothing is known."])]
+    signs = {name: value for name, value in facts.items() if name.startswith("audit.")}
+    if signs:
+        lines += ["", "## Audit", "", *_table({name.removeprefix("audit."): v for name, v in signs.items()})]
     settings = {name: value for name, value in facts.items() if name.startswith("preset.")}
     if settings:
         lines += ["", "## Settings", "", *_table({name.removeprefix("preset."): v for name, v in settings.items()})]
     lines += ["", "## Loading", "", "```python", _LOADING[format].format(file=file), "```", ""]
     return "\n".join(lines)
+
+
+def _known(value: Any) -> Any:
+    return "not known" if value is None else value
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from abd_jax.interop import export
+from abd_jax.report import audit as pages
 from abd_jax.training import checkpoint
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE
 from experiments.console import parse, stdout
@@ -25,6 +26,8 @@ class Export:
     """safetensors: weights, PyTorch's names; stablehlo: the function, for JAX; onnx: the function; flax: weights."""
     out: Path
     """The file; its model card is FILE.md."""
+    audit: Path | None = None
+    """What `audit` left of this network: its signs go into the card."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
@@ -43,11 +46,23 @@ def main(argv: list[str]) -> None:
     network, notes = checkpoint.load_network(inner if inner.is_dir() else options.directory)
     run = options.directory if inner.is_dir() else options.directory.absolute().parent
     facts = _read(run / CONFIG_FILE) | (_read(run / RESULT_FILE) if whole else {}) | notes
+    if options.audit is not None:
+        facts |= {"audit": _signs(options.audit, str(notes["digest"]))}
     content = export.FORMATS[options.format](network, notes["architecture"])
     card = export.card(network, options.format, options.out.name, export.flat(facts))
     export.write(options.out, content)
     export.write(beside, card.encode())
     stdout.print(f"{options.out} ({len(content):,} bytes), model card {beside}", highlight=False)
+
+
+def _signs(directory: Path, digest: str) -> dict[str, str]:
+    """Each sign of the network of this digest in a directory of `audit`: value, verdict and held-out errors."""
+    content = _read(directory / pages.JSON_FILE)
+    for side in ("teacher", "student"):
+        found = content.get(side)
+        if isinstance(found, dict) and found.get("digest") == digest:
+            return {name: f"{value}: {found['verdicts'][name]}" for name, value in found["signs"].items()}
+    raise ValueError(f"--audit {directory}: no audit of this network; `audit --teacher … --out {directory}` makes one")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -46,9 +46,23 @@ def test_the_best_network_has_not_the_last_ones_rates(run, tmp_path):
     assert "Nothing is known." in (tmp_path / "best.msgpack.md").read_text()
 
 
+def test_what_is_not_known_of_a_student_of_a_strangers_file_is_said(tmp_path):
+    facts = {"role": "student", "dataset": None, "trigger": None, "target": None}
+    digest = checkpoint.save_network(tmp_path / "run" / "network", network(), "wrn-10-1", facts)
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"acc": None, "asr": None, "ra": None, "method": "zskt"}))
+    side = {"digest": digest, "signs": {"tail": 0.25}, "verdicts": {"tail": "speaks for a backdoor"}}
+    (tmp_path / "audit.json").write_text(json.dumps({"teacher": {"digest": "other"}, "student": side}))
+    out = tmp_path / "x.safetensors"
+    assert export(tmp_path / "run", "--format", "safetensors", "--out", out, "--audit", tmp_path) == 0
+    card = (tmp_path / "x.safetensors.md").read_text()
+    assert "Nothing is known." in card and "| trigger | not known |" in card
+    assert "## Audit" in card and "| tail | 0.25: speaks for a backdoor |" in card
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["RUN", "--format", "flax", "--out", "OUT", "--audit", "RUN"], "no audit of this network"),
         (["RUN", "--format", "pickle", "--out", "OUT"], "'safetensors', 'stablehlo', 'onnx', 'flax'"),
         (["RUN", "--format", "flax"], "--out"),
         (["/nowhere", "--format", "flax", "--out", "OUT"], "no network here"),

@@ -58,7 +58,7 @@ def test_signs_stand_beside_their_thresholds_and_errors(tmp_path):
     assert content["headline"].startswith("2 of 3 calibrated signs speak for a backdoor in this network: anomaly, lip")
     assert "In the student 1 of these is gone: anomaly." in content["headline"] and content["headline"] in text
     assert "turns 87.5\u202f% of other images in the teacher, and 25.0\u202f% in the student" in text
-    assert json.loads((tmp_path / "out" / "audit.json").read_text()) == content
+    assert json.loads((tmp_path / "out" / "audit.json").read_text()) == json.loads(json.dumps(content))
     assert content["student"]["signs"]["anomaly"] == 0.5 and content["comparison"]["transfer"] == 0.25
 
 
