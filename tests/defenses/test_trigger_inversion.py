@@ -55,12 +55,15 @@ def test_pasting_pixel_by_pixel():
         assert float(pasted[i, row, column, 0]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_erasing_fills_the_mask_and_nothing_else():
-    images = networks.images(1, 2, (4, 4, 3))
-    trigger = drawn(shape=(4, 4, 3))
+def test_erasing_fills_the_mask_its_four_neighbors_and_nothing_else():
+    images = networks.images(1, 2, (8, 8, 3))
+    mask = np.zeros((8, 8, 1), np.float32)
+    mask[3, 4], mask[0, 7], mask[6, 1] = 0.9, 0.11, 0.09
+    trigger = Trigger(jnp.asarray(mask), jnp.ones((8, 8, 3)))
     erased = np.asarray(trigger_inversion.erase(trigger, (0.1, 0.2, 0.3), images))
-    covered = np.asarray(trigger.mask[..., 0]) > 0.1
-    assert 0 < covered.sum() < covered.size
+    covered = np.zeros((8, 8), bool)
+    for row, column in [(3, 4), (2, 4), (4, 4), (3, 3), (3, 5), (0, 7), (1, 7), (0, 6)]:
+        covered[row, column] = True
     np.testing.assert_array_equal(erased[:, ~covered], np.asarray(images)[:, ~covered])
     np.testing.assert_allclose(
         erased[:, covered], np.broadcast_to([0.1, 0.2, 0.3], erased[:, covered].shape), rtol=1e-6
