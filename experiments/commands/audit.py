@@ -71,6 +71,8 @@ def _origin(options: Audit, started: float) -> dict[str, Any]:
 
 def _audit(options: Audit, path: Path, started: float) -> None:
     rows = audit.read_rows(options.calibration)
+    if options.calibration is None and options.settings != AuditConfig():
+        _tell("the package's thresholds were measured at the default settings, and these are others")
     teacher, notes = read_described(path, options.file.description)
     _tell(f"examining {path}")
     found = audit.examine(teacher, options.settings)
