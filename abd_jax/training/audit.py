@@ -399,7 +399,7 @@ def _parse(text: str) -> list[Row]:
 
 
 def _row(raw: object) -> Row:
-    kinds: dict[str, Any] = {"asr": (int, float), "poisoned": bool, "signs": dict}
+    kinds: dict[str, type | tuple[type, ...]] = {"asr": (int, float), "poisoned": bool, "signs": dict}
     names = [field.name for field in dataclasses.fields(Row)]
     if not isinstance(raw, dict) or sorted(raw) != sorted(names):
         raise ValueError(f"no calibration (each teacher needs {', '.join(names)})")
