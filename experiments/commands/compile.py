@@ -30,7 +30,7 @@ class Compile:
     defense: config.Defense = "abd"
     """Of its rounds the last kind is compiled."""
     functions: tuple[str, ...] = ()
-    """Only these: synthesis_update, lesson, ascent_step, student_update, round."""
+    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, student_update, round."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write everything there."""
 
@@ -43,7 +43,7 @@ class Compile:
             raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
 
 
-FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_step", "student_update", "round"))
+FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_begun", "ascent_step", "student_update", "round"))
 
 
 def main(argv: list[str]) -> None:
@@ -98,6 +98,8 @@ def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, s
         if facts.predicted is None:
             rows.append(("  predicted", "no time by this compiler"))
         else:
-            rows.append(("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}"))
+            rows.append(
+                ("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}")
+            )
     rows += [("  collectives", moved or "none"), ("  host transfers", str(facts.host_transfers or "none"))]
     return rows
