@@ -44,15 +44,19 @@ class MetricsWriter:
         before, self._pending = self._pending, (step, metrics)
         return self._emit(*before) if before else None
 
+    def flush(self) -> dict[str, float] | None:
+        """Writes what is pending and returns it; waits for the device."""
+        before, self._pending = self._pending, None
+        return self._emit(*before) if before else None
+
     def abandon(self) -> None:
         """Forgets what is pending: after a value that is not finite, the next one is not worth a second error."""
         self._pending = None
 
     def close(self) -> dict[str, float] | None:
         """Writes what is pending and closes the files."""
-        before, self._pending = self._pending, None
         try:
-            return self._emit(*before) if before else None
+            return self.flush()
         finally:
             self._file.close()
             self._events.close()

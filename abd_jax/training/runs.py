@@ -91,40 +91,46 @@ def _loop(
     steps: Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]],
     total: int,
     checkpoint_every: int,
+    prepare: Callable[[Any], Any] = lambda tree: tree,
 ) -> Any:
     """Runs a stage's steps with checkpoints, metrics, progress and termination; returns the final tree.
+
+    A step's metrics are read before its state is saved, so that no checkpoint follows a loss that is not finite.
 
     Args:
         tree: the initial state; replaced by the newest whole checkpoint's if there is one.
         steps: (first step, tree) → (finished steps, tree, metrics) after each step.
         total: number of steps.
         checkpoint_every: steps between two checkpoints.
+        prepare: completes the initial state where there is no checkpoint.
 
     Raises:
         Interrupted: SIGTERM came.
         ValueError: a metric was not finite.
     """
-    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints, _termination() as terminated:
-        first, tree = checkpoints.load(tree) or (0, tree)
-        last_saved = first
-        observer.begin(title, total, first)
-        writer = MetricsWriter(directory.path, first_step=first + 1)
-        try:
-            for done, latest, metrics in steps(first, tree):
-                tree = latest
-                observer.advance(done, writer.write(done, metrics) or {})
-                if done % checkpoint_every == 0 or done == total or terminated():
-                    checkpoints.save(done, tree)
-                    last_saved = done
-                if terminated() and done < total:
-                    raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
-            observer.advance(total, writer.close() or {})
-        except NonFiniteError as error:
-            writer.abandon()
-            raise ValueError(f"{directory.path}: {error}; the last good checkpoint is of step {last_saved}") from error
-        finally:
-            writer.close()
-            observer.end()
+    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints:
+        first, tree = checkpoints.load(tree) or (0, prepare(tree))
+        with _termination() as terminated:
+            last_saved = first
+            observer.begin(title, total, first)
+            writer = MetricsWriter(directory.path, first_step=first + 1)
+            try:
+                for done, latest, metrics in steps(first, tree):
+                    tree = latest
+                    observer.advance(done, writer.write(done, metrics) or {})
+                    if done % checkpoint_every == 0 or done == total or terminated():
+                        observer.advance(done, writer.flush() or {})
+                        checkpoints.save(done, tree)
+                        last_saved = done
+                    if terminated() and done < total:
+                        raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
+            except NonFiniteError as error:
+                writer.abandon()
+                kept = f"the last good checkpoint is of step {last_saved}" if last_saved else "no checkpoint precedes it"
+                raise ValueError(f"{directory.path}: {error}; {kept}") from error
+            finally:
+                writer.close()
+                observer.end()
     return tree
 
 
@@ -393,18 +399,23 @@ def distill_student(
         test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
-    if not any(directory.path.glob("checkpoints/[0-9]*")):
-        if state.vaccine is not None:
-            vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
-            state = dataclasses.replace(state, vaccine=vaccine)
-        if state.backdoor is not None:
-            inversion = _invert_triggers(directory, run, root, state.synthesizer, teacher)
-            backdoor = trigger_inversion.suspected(preset.inversion, inversion, state.backdoor)
-            state = dataclasses.replace(state, backdoor=backdoor)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
-    tree = (state, best)
+    alone, tree = teacher, (state, best)
     if mesh is not None:
         teacher, tree = sharding.replicate((teacher, tree), mesh)
+
+    def prepare(tree: Any) -> Any:
+        """What the defense learns of the teacher before the first round."""
+        vaccine, backdoor = state.vaccine, state.backdoor
+        if vaccine is not None:
+            vaccine = _select_vaccine(directory, run, root, state.synthesizer, alone)
+        if backdoor is not None:
+            inversion = _invert_triggers(directory, run, root, state.synthesizer, alone)
+            backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
+        if mesh is not None:
+            vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
+        started, best = tree
+        return dataclasses.replace(started, vaccine=vaccine, backdoor=backdoor), best
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
@@ -421,7 +432,8 @@ def distill_student(
             yield step + 1, (state, best), metrics
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
-    state, best = _loop(directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every)
+    observer, every = observer or Silent(), settings.checkpoint_every
+    state, best = _loop(directory, observer, title, tree, steps, settings.cycles, every, prepare)
     state = _repair(directory, run, root, state, teacher)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
