@@ -82,7 +82,10 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     with pytest.raises(runs.Interrupted, match="saved at step 3 of 6; go on with --resume"):
         student(tmp_path / "run", observer=Recorder(terminate_at=3))
     assert signal.getsignal(signal.SIGTERM) == before
+    stored = tmp_path / "run" / metrics.METRICS_FILE
+    stored.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 5000', stored.read_text()))
     row = student(tmp_path / "run", existing="resume")
+    assert 5000 < row["seconds"] < 6000  # of the run, not of its tail
     assert lines(tmp_path / "run") == lines(whole[0])
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
     assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
@@ -127,11 +130,12 @@ def diverging(directory, total=4, bad=4, every=2):
             tree = tree + 1 if done < bad else tree * np.nan
             yield done, tree, {"loss": tree.sum()}
 
-    return runs._loop(directory, runs.Silent(), "", jax.numpy.zeros(3), steps, total, every)
+    return runs._loop(directory, 0.0, runs.Silent(), "", jax.numpy.zeros(3), steps, total, every)
 
 
 @pytest.mark.parametrize(
-    ("bad", "kept"), [(1, "no checkpoint precedes it"), (2, "no checkpoint precedes it"), (4, "checkpoint is of step 2")]
+    ("bad", "kept"),
+    [(1, "no checkpoint precedes it"), (2, "no checkpoint precedes it"), (4, "checkpoint is of step 2")],
 )
 def test_a_state_that_is_not_finite_is_never_saved_nor_finished(tmp_path, bad, kept):
     """At a step between two checkpoints, at one that is saved, and at the last, which is saved too."""
