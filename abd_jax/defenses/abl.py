@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from abd_jax.defenses.base import Rival, shares
+from abd_jax.defenses.base import Rival
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ABL(Rival):
     ascent: float = 0.0
 
     def __post_init__(self) -> None:
-        shares("abl", self, "share", "start", "ascent")
+        check("rivals.abl", self, shares=("share", "start", "ascent"))
 
     def weigh(
         self, apart: Float[Array, " batch"], weights: Float[Array, " batch"], progress: Array

@@ -56,20 +56,6 @@ class Rival:
         return student, {}
 
 
-def positive(prefix: str, settings: Any, *names: str) -> None:
-    """Raises ValueError, naming the option, if a setting is not above 0."""
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"rivals.{prefix}.{name} {getattr(settings, name)}: allowed are numbers above 0")
-
-
-def shares(prefix: str, settings: Any, *names: str) -> None:
-    """Raises ValueError, naming the option, if a setting is outside [0, 1]."""
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"rivals.{prefix}.{name} {getattr(settings, name)}: allowed is [0, 1]")
-
-
 @jax.jit
 def decisions(teacher: Network, images: Float[Array, "batch height width channels"]) -> Int[Array, " batch"]:
     """The teacher's classes."""

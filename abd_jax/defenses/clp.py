@@ -15,9 +15,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from abd_jax.defenses.base import Rival, Sample, positive
+from abd_jax.defenses.base import Rival, Sample
 from abd_jax.models import Network
 from abd_jax.models.layers import BATCH_NORM_EPSILON
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class CLP(Rival):
     network: Literal["teacher", "student"] = "teacher"
 
     def __post_init__(self) -> None:
-        positive("clp", self, "deviations")
+        check("rivals.clp", self, positive=("deviations",))
 
     def harden(self, teacher: Network) -> Network:
         return prune(teacher, self.deviations)[0] if self.network == "teacher" else teacher

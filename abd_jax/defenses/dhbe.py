@@ -17,8 +17,9 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from abd_jax.defenses.base import Metrics, Rival, positive
+from abd_jax.defenses.base import Metrics, Rival
 from abd_jax.models import Network, Norm
+from abd_jax.settings import check
 
 
 class PatchGenerator(nn.Module):
@@ -61,7 +62,7 @@ class DHBE(Rival):
     features: int = 128
 
     def __post_init__(self) -> None:
-        positive("dhbe", self, "weight", "size", "learning_rate", "latent", "features")
+        check("rivals.dhbe", self, positive=("weight", "size", "learning_rate", "latent", "features"))
 
     def generator(self, channels: int) -> PatchGenerator:
         return PatchGenerator(self.size, channels, self.features)

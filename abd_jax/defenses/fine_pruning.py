@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from abd_jax.defenses.base import Rival, Sample, Tuning, decisions, fine_tune, positive, shares
+from abd_jax.defenses.base import Rival, Sample, Tuning, decisions, fine_tune
 from abd_jax.models import Network
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,9 @@ class FinePruning(Rival):
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        positive("fine_pruning", self, "batches", "learning_rate")
-        shares("fine_pruning", self, "loss")
+        check(
+            "rivals.fine_pruning", self, positive=("batches", "learning_rate"), nonnegative=("steps",), shares=("loss",)
+        )
 
     def repair(
         self, key: PRNGKeyArray, student: Network, teacher: Network, sample: Sample

@@ -16,9 +16,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from abd_jax import losses
-from abd_jax.defenses.base import Rival, Sample, decisions, positive, shares
+from abd_jax.defenses.base import Rival, Sample, decisions
 from abd_jax.defenses.hypergradient import implicit_hypergradient
 from abd_jax.models import Network
+from abd_jax.settings import check
 
 _DECAY, _FIXED_POINT_RATE = 1e-3, 0.1
 
@@ -44,8 +45,8 @@ class IBAU(Rival):
     iterations: int = 5
 
     def __post_init__(self) -> None:
-        positive("i_bau", self, "rounds", "batches", "ascent_rate", "learning_rate", "iterations")
-        shares("i_bau", self, "portion")
+        numbers = ("rounds", "batches", "ascent_rate", "learning_rate", "iterations")
+        check("rivals.i_bau", self, positive=numbers, shares=("portion",))
 
     def repair(
         self, key: PRNGKeyArray, student: Network, teacher: Network, sample: Sample

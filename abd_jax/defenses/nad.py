@@ -10,8 +10,9 @@ import dataclasses
 
 from jaxtyping import PRNGKeyArray
 
-from abd_jax.defenses.base import Rival, Sample, Tuning, fine_tune, positive
+from abd_jax.defenses.base import Rival, Sample, Tuning, fine_tune
 from abd_jax.models import Network
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class NAD(Rival):
     attention: tuple[float, ...] = (500.0, 1000.0, 1000.0)
 
     def __post_init__(self) -> None:
-        positive("nad", self, "tuning_steps", "tuning_rate", "steps", "learning_rate")
+        check("rivals.nad", self, positive=("tuning_steps", "tuning_rate", "steps", "learning_rate"))
         if not self.attention or min(self.attention) < 0:
             raise ValueError(f"rivals.nad.attention {self.attention}: allowed are numbers from 0, at least one")
 

@@ -21,6 +21,7 @@ from abd_jax.defenses import trigger_inversion
 from abd_jax.defenses.hypergradient import implicit_hypergradient
 from abd_jax.defenses.trigger_inversion import Backdoor, InversionConfig, Trigger
 from abd_jax.models import Leaf, Network, Norm
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +83,13 @@ class RetrospectionConfig:
     decay: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations", "hunt"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers from 0")
-        for name in ("ascent_rate", "fixed_point_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed are numbers above 0")
-        if not self.restart >= 1:
-            raise ValueError(f"retrospection.restart {self.restart}: allowed are whole numbers from 1")
-        for name in ("portion", "start_fraction", "ascent_share", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"retrospection.{name} {getattr(self, name)}: allowed is [0, 1]")
+        check(
+            "retrospection",
+            self,
+            positive=("ascent_rate", "fixed_point_rate", "restart"),
+            nonnegative=("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations", "hunt"),
+            shares=("portion", "start_fraction", "ascent_share", "drop"),
+        )
 
     def perturbed(self, batch: int) -> int:
         """How many images of a batch the outer loss perturbs."""

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from abd_jax import losses
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, Screening
+from abd_jax.settings import check
 
 _SMALLEST_KL = 1e-12
 
@@ -70,16 +71,14 @@ class VaccineConfig:
     trials: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("copies", "kernels", "trials"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"vaccine.{name} {getattr(self, name)}: allowed are whole numbers from 1")
-        for name in ("alpha", "class_balance", "deviations", "suspicious_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"vaccine.{name} {getattr(self, name)}: allowed are numbers from 0")
-        if not 0 < self.quorum <= 1:
-            raise ValueError(f"vaccine.quorum {self.quorum}: allowed is (0, 1]")
-        if not 0 <= self.tail < 1:
-            raise ValueError(f"vaccine.tail {self.tail}: allowed is [0, 1)")
+        check(
+            "vaccine",
+            self,
+            positive=("copies", "kernels", "trials"),
+            nonnegative=("alpha", "class_balance", "deviations", "suspicious_weight"),
+            up_to_one=("quorum",),
+            below_one=("tail",),
+        )
 
 
 @struct.dataclass

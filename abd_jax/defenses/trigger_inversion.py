@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from abd_jax import losses
 from abd_jax.models import Leaf, Network
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,13 @@ class InversionConfig:
     anomaly: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"inversion.{name} {getattr(self, name)}: allowed are whole numbers from 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"inversion.learning_rate {self.learning_rate}: allowed are numbers above 0")
-        if not self.sparsity >= 0:
-            raise ValueError(f"inversion.sparsity {self.sparsity}: allowed are numbers from 0")
-        if not math.isfinite(self.anomaly):
-            raise ValueError(f"inversion.anomaly {self.anomaly}: allowed are finite numbers")
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"inversion.drop {self.drop}: allowed is [0, 1]")
+        check(
+            "inversion",
+            self,
+            positive=("images", "steps", "learning_rate"),
+            nonnegative=("sparsity",),
+            shares=("drop",),
+        )
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ from PIL import Image
 
 from abd_jax.data.augment import crop_and_flip
 from abd_jax.models import Leaf
+from abd_jax.settings import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,7 @@ class BankConfig:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not self.capacity > 0:
-            raise ValueError(f"synthesis.bank.capacity {self.capacity}: allowed are whole numbers above 0")
-        if not self.crop >= 0:
-            raise ValueError(f"synthesis.bank.crop {self.crop}: allowed are whole numbers from 0")
+        check("synthesis.bank", self, positive=("capacity",), nonnegative=("crop",))
 
 
 @struct.dataclass

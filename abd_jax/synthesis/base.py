@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from abd_jax import settings
 from abd_jax.losses import Moments
 from abd_jax.models import Forward, Network, Norm
 from abd_jax.screening import Screen
@@ -136,19 +137,14 @@ class Synthesizer(Protocol):
         ...
 
 
-def check(config: Any, positive: tuple[str, ...] = (), nonnegative: tuple[str, ...] = ()) -> None:
-    """Raises ValueError, naming the option, if a setting is outside its bounds."""
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers above 0")
+def check(config: Any, **bounds: tuple[str, ...]) -> None:
+    """`settings.check` of a method's settings, whose bank must hold a batch."""
+    settings.check("synthesis", config, **bounds)
     bank = getattr(config, "bank", None)
     if bank is not None and bank.capacity < config.batch:
         raise ValueError(
             f"synthesis.bank.capacity {bank.capacity}: allowed are whole numbers from the batch's {config.batch}"
         )
-    for name in nonnegative:
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"synthesis.{name} {getattr(config, name)}: allowed are numbers from 0")
 
 
 def apply(module: nn.Module, params: PyTree, inputs: Array) -> Array:

@@ -71,14 +71,13 @@ class CMIConfig(SynthesisConfig):
             self,
             positive=("latent", "features", "updates", "batch", "learning_rate", "temperature", "head", "negatives"),
             nonnegative=("batch_norm", "one_hot", "adversarial", "contrast", "crop"),
+            up_to_one=("scale",),
         )
         if not self.memory >= max(self.batch, self.negatives):
             raise ValueError(
                 f"synthesis.memory {self.memory}: allowed are whole numbers from the batch's {self.batch} and the "
                 f"{self.negatives} negatives"
             )
-        if not 0 < self.scale <= 1:
-            raise ValueError(f"synthesis.scale {self.scale}: allowed is (0, 1]")
 
 
 class Head(nn.Module):

@@ -61,10 +61,8 @@ class DeepInversionConfig(SynthesisConfig):
             self,
             positive=("updates", "batch", "learning_rate"),
             nonnegative=("batch_norm", "one_hot", "total_variation", "l2", "adversarial", "jitter"),
+            below_one=("beta1", "beta2"),
         )
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"synthesis.{name} {getattr(self, name)}: allowed is [0, 1)")
 
 
 @struct.dataclass

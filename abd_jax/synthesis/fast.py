@@ -67,9 +67,8 @@ class FastConfig(SynthesisConfig):
             self,
             positive=("latent", "features", "updates", "batch", "learning_rate", "latent_learning_rate"),
             nonnegative=("batch_norm", "one_hot", "adversarial", "warm_up", "reset"),
+            below_one=("momentum",),
         )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"synthesis.momentum {self.momentum}: allowed is [0, 1)")
 
 
 @struct.dataclass

@@ -60,7 +60,7 @@ class GenerativeConfig(SynthesisConfig):
 
     def __post_init__(self) -> None:
         weights = ("one_hot", "activation", "balance", "batch_norm", "adversarial")
-        check(self, ("latent", "features", "updates", "learning_rate"), weights)
+        check(self, positive=("latent", "features", "updates", "learning_rate"), nonnegative=weights)
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"synthesis: at least one of {', '.join(weights)} must be above 0")
 

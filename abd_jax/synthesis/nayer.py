@@ -62,9 +62,8 @@ class NAYERConfig(SynthesisConfig):
             self,
             positive=("noise", "features", "updates", "batch", "learning_rate", "rebuild"),
             nonnegative=("batch_norm", "one_hot", "adversarial", "warm_up"),
+            below_one=("momentum",),
         )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"synthesis.momentum {self.momentum}: allowed is [0, 1)")
 
 
 @struct.dataclass

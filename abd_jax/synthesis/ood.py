@@ -56,7 +56,7 @@ class OODConfig(SynthesisConfig):
     cutmix: float = 0.25
 
     def __post_init__(self) -> None:
-        check(self, nonnegative=("brightness", "hue", "cutmix"))
+        check(self, nonnegative=("brightness", "hue", "cutmix"), below_one=("contrast", "saturation"))
         if self.updates:
             raise ValueError(f"synthesis.updates {self.updates}: allowed is 0, method ood has nothing to update")
         if not 0 < self.smallest <= self.largest <= 1:
@@ -67,9 +67,6 @@ class OODConfig(SynthesisConfig):
         for name, limit in (("rotation", 180), ("shear", 60)):
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"synthesis.{name} {getattr(self, name)}: allowed is [0, {limit}] degrees")
-        for name in ("contrast", "saturation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"synthesis.{name} {getattr(self, name)}: allowed is [0, 1)")
 
 
 def photograph(image: str) -> UInt8[np.ndarray, "height width 3"]:

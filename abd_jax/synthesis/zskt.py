@@ -51,7 +51,8 @@ class ZSKTConfig(SynthesisConfig):
     batch_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, ("latent", "features", "updates", "learning_rate", "temperature", "clip"), ("batch_norm",))
+        numbers = ("latent", "features", "updates", "learning_rate", "temperature", "clip")
+        check(self, positive=numbers, nonnegative=("batch_norm",))
 
 
 @struct.dataclass

@@ -25,8 +25,10 @@ from abd_jax.defenses import clp, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig, Trigger
 from abd_jax.models import Network
+from abd_jax.settings import check_seeds
 from abd_jax.synthesis.zskt import ZSKTConfig
 from abd_jax.training import dispatch, keys
+from abd_jax.training.config import LARGEST_BATCH
 
 SIGNS = {
     "anomaly": "trigger inversion: robust deviations by which the smallest trigger lies under the classes' median",
@@ -61,8 +63,9 @@ class AuditConfig:
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise ValueError(f"batches {self.batches}: allowed are whole numbers from 1")
-        if self.batch < 2:
-            raise ValueError(f"batch {self.batch}: allowed are whole numbers from 2")
+        if not 2 <= self.batch <= LARGEST_BATCH:
+            raise ValueError(f"batch {self.batch}: allowed are whole numbers 2 … {LARGEST_BATCH}")
+        check_seeds("seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,7 @@ class Checkpoints:
         shutil.rmtree(aside / str(step), ignore_errors=True)
         aside.mkdir(exist_ok=True)
         (self.directory / str(step)).rename(aside / str(step))
+        self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""

@@ -13,11 +13,13 @@ from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
+from abd_jax.settings import check
 from abd_jax.synthesis import SynthesisConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 
 Defense = Literal["none", "sv", "sr", "abd", "clean_kd", "clp", "fine_pruning", "nad", "i_bau", "dhbe", "abl"]
 DEFENSES: tuple[str, ...] = get_args(Defense)
+LARGEST_BATCH = 2**16
 
 
 def uses_vaccine(defense: str) -> bool:
@@ -35,12 +37,6 @@ def one_of(option: str, value: str, allowed: Iterable[str]) -> None:
         close = difflib.get_close_matches(value, allowed, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"{option} {value!r}{hint}: allowed are {', '.join(allowed)}")
-
-
-def _positive(prefix: str, config: object, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{prefix}.{name} {getattr(config, name)}: allowed are numbers above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +66,13 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         models.build(self.architecture, 2)
-        _positive("teacher", self, "epochs", "batch", "learning_rate")
-        for name in ("momentum", "poison_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"teacher.{name} {getattr(self, name)}: allowed is [0, 1)")
-        for name in ("weight_decay", "crop", "target"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"teacher.{name} {getattr(self, name)}: allowed are numbers from 0")
+        check(
+            "teacher",
+            self,
+            positive=("epochs", "batch", "learning_rate"),
+            nonnegative=("weight_decay", "crop", "target"),
+            below_one=("momentum", "poison_rate"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +113,15 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         models.build(self.architecture, 2)
-        names = ("cycles", "updates", "batch", "learning_rate", "temperature", "clip", "evaluate_every")
-        _positive("student", self, *names, "checkpoint_every")
-        if self.batch < 2:
-            raise ValueError(f"student.batch {self.batch}: allowed are whole numbers from 2")
-        if not self.attention >= 0:
-            raise ValueError(f"student.attention {self.attention}: allowed are numbers from 0")
+        counts = ("cycles", "updates", "evaluate_every", "checkpoint_every")
+        check(
+            "student",
+            self,
+            positive=(*counts, "learning_rate", "temperature", "clip"),
+            nonnegative=("attention", "weight_decay"),
+        )
+        if not 2 <= self.batch <= LARGEST_BATCH:
+            raise ValueError(f"student.batch {self.batch}: allowed are whole numbers 2 … {LARGEST_BATCH}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +145,15 @@ class CleanKDConfig:
     soft: float = 0.95
 
     def __post_init__(self) -> None:
-        _positive("clean_kd", self, "epochs", "batch", "learning_rate", "temperature")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"clean_kd.share {self.share}: allowed is (0, 1]")
-        if not 0 <= self.soft <= 1:
-            raise ValueError(f"clean_kd.soft {self.soft}: allowed is [0, 1]")
+        check(
+            "clean_kd",
+            self,
+            positive=("epochs", "batch", "learning_rate", "temperature"),
+            nonnegative=("weight_decay",),
+            shares=("soft",),
+            up_to_one=("share",),
+            below_one=("momentum",),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +200,11 @@ class Preset:
         return dataclasses.replace(self, method=name, synthesis=synthesis.lookup(name).config())
 
 
-def check_target(preset: Preset, dataset: data.Dataset) -> None:
-    """Raises ValueError if the target is no class of the data set."""
+def check_teacher(preset: Preset, dataset: data.Dataset) -> None:
+    """Raises ValueError if the target is no class of the data set, or the crop may leave nothing of an image."""
+    side = min(dataset.image_shape[:2])
+    if preset.teacher.crop >= side:
+        raise ValueError(f"teacher.crop {preset.teacher.crop}: allowed are 0 … {side - 1} for images of side {side}")
     if preset.teacher.target >= dataset.num_classes:
         raise ValueError(
             f"teacher.target {preset.teacher.target}: allowed are the classes of {dataset.name}, "

@@ -29,6 +29,7 @@ from abd_jax.training import attacks, keys, runs
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training.evaluate import TestSet
+from abd_jax.training.metrics import began
 from abd_jax.training.run_directory import RunDirectory
 
 MEMORIZED, TOLERANCE = 0.95, 0.02
@@ -89,7 +90,7 @@ def measure_robust_loss(
     """
     if directory.result is not None:
         return directory.result
-    started, settings = time.perf_counter(), preset.teacher
+    started, settings = began(directory.path), preset.teacher
     check_trigger(preset.trigger)
     attack = attacks.prepare(preset.trigger, dataset, settings.target)
     poisoned = attack.poison(dataset.train_images, dataset.train_labels, share, seed)
@@ -149,7 +150,7 @@ def measure_memorization(
     """
     if directory.result is not None:
         return directory.result
-    started = time.perf_counter()
+    started = began(directory.path)
     noise, given = noise_images(count, dataset.image_shape, dataset.num_classes, seed)
     images = np.concatenate([dataset.train_images, noise])
     labels = np.concatenate([dataset.train_labels, given.astype(dataset.train_labels.dtype)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,23 +26,29 @@ class MetricsWriter:
 
     Args:
         directory: of the run.
+        started: when the run began, as `began` tells; a line's `seconds` are counted from then.
         first_step: lines of this step and later ones are dropped from an existing file, as the run repeats them.
     """
 
-    def __init__(self, directory: Path, first_step: int = 0) -> None:
+    def __init__(self, directory: Path, started: float, first_step: int = 0) -> None:
         path = directory / METRICS_FILE
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) < first_step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        self._started = started
+        kept = [line for line in read(directory) if line["step"] < first_step]
+        staging = path.with_name(f".{path.name}.tmp")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(staging, path)
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
-        self._start = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
         self._pending: tuple[int, Mapping[str, Array]] | None = None
 
     def write(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float] | None:
         """Takes this step's metrics; returns the written ones of the step before, or None at the first."""
         before, self._pending = self._pending, (step, metrics)
+        return self._emit(*before) if before else None
+
+    def flush(self) -> dict[str, float] | None:
+        """Writes what is pending and returns it; waits for the device."""
+        before, self._pending = self._pending, None
         return self._emit(*before) if before else None
 
     def abandon(self) -> None:
@@ -50,9 +57,8 @@ class MetricsWriter:
 
     def close(self) -> dict[str, float] | None:
         """Writes what is pending and closes the files."""
-        before, self._pending = self._pending, None
         try:
-            return self._emit(*before) if before else None
+            return self.flush()
         finally:
             self._file.close()
             self._events.close()
@@ -62,22 +68,28 @@ class MetricsWriter:
         bad = sorted(name for name, value in values.items() if not math.isfinite(value))
         if bad:
             raise NonFiniteError(f"step {step}: {', '.join(bad)} is not finite")
-        line: dict[str, Any] = {"step": step, "seconds": round(time.perf_counter() - self._start, 3)}
+        line: dict[str, Any] = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
         self._file.write(json.dumps(line | values) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         return values
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; a line cut short by a crash counts as infinitely late."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
 def read(directory: Path) -> list[dict[str, float]]:
-    """All lines of a run's metrics."""
+    """All whole lines of a run's metrics; one that a crash cut short can only be the last."""
     path = directory / METRICS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        return [json.loads(line) for line in lines[:-1]]
+
+
+def began(*directories: Path) -> float:
+    """When a stage would have begun, had it never been interrupted, on the clock of `time.perf_counter`.
+
+    Args:
+        directories: of the stage's metrics, and of those of the part before; none need exist.
+    """
+    spent = (lines[-1]["seconds"] for directory in directories if (lines := read(directory)))
+    return time.perf_counter() - max(spent, default=0.0)

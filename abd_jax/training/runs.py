@@ -34,13 +34,14 @@ from abd_jax.training import teacher as supervised
 from abd_jax.training.checkpoint import Checkpoints
 from abd_jax.training.distill import Distillation, Screens
 from abd_jax.training.evaluate import TestSet
-from abd_jax.training.metrics import MetricsWriter, NonFiniteError
+from abd_jax.training.metrics import MetricsWriter, NonFiniteError, began
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
 
 Row = dict[str, Any]
 SELECTION_BATCHES = 16
 EXAMPLES = 8
 SAMPLES = 64
+NORMAL = "normal"
 _NO_DATA = "defense 'clean_kd' learns from a data set, and none fits this teacher"
 
 
@@ -85,46 +86,56 @@ def _termination() -> Iterator[Callable[[], bool]]:
 
 def _loop(
     directory: RunDirectory,
+    started: float,
     observer: Observer,
     title: str,
     tree: Any,
     steps: Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]],
     total: int,
     checkpoint_every: int,
+    prepare: Callable[[Any], Any] = lambda tree: tree,
 ) -> Any:
     """Runs a stage's steps with checkpoints, metrics, progress and termination; returns the final tree.
 
+    A step's metrics are read before its state is saved, so that no checkpoint follows a loss that is not finite.
+
     Args:
+        started: when the stage began, see `metrics.began`.
         tree: the initial state; replaced by the newest whole checkpoint's if there is one.
         steps: (first step, tree) → (finished steps, tree, metrics) after each step.
         total: number of steps.
         checkpoint_every: steps between two checkpoints.
+        prepare: completes the initial state where there is no checkpoint.
 
     Raises:
         Interrupted: SIGTERM came.
         ValueError: a metric was not finite.
     """
-    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints, _termination() as terminated:
-        first, tree = checkpoints.load(tree) or (0, tree)
-        last_saved = first
-        observer.begin(title, total, first)
-        writer = MetricsWriter(directory.path, first_step=first + 1)
-        try:
-            for done, latest, metrics in steps(first, tree):
-                tree = latest
-                observer.advance(done, writer.write(done, metrics) or {})
-                if done % checkpoint_every == 0 or done == total or terminated():
-                    checkpoints.save(done, tree)
-                    last_saved = done
-                if terminated() and done < total:
-                    raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
-            observer.advance(total, writer.close() or {})
-        except NonFiniteError as error:
-            writer.abandon()
-            raise ValueError(f"{directory.path}: {error}; the last good checkpoint is of step {last_saved}") from error
-        finally:
-            writer.close()
-            observer.end()
+    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints:
+        first, tree = checkpoints.load(tree) or (0, prepare(tree))
+        with _termination() as terminated:
+            last_saved = first
+            observer.begin(title, total, first)
+            writer = MetricsWriter(directory.path, started, first_step=first + 1)
+            try:
+                for done, latest, metrics in steps(first, tree):
+                    tree = latest
+                    observer.advance(done, writer.write(done, metrics) or {})
+                    if done % checkpoint_every == 0 or done == total or terminated():
+                        observer.advance(done, writer.flush() or {})
+                        checkpoints.save(done, tree)
+                        last_saved = done
+                    if terminated() and done < total:
+                        raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
+            except NonFiniteError as error:
+                writer.abandon()
+                last = (
+                    f"the last good checkpoint is of step {last_saved}" if last_saved else "no checkpoint precedes it"
+                )
+                raise ValueError(f"{directory.path}: {error}; {last}") from error
+            finally:
+                writer.close()
+                observer.end()
     return tree
 
 
@@ -203,7 +214,7 @@ def train_teacher(
     """
     if directory.result is not None:
         return directory.result
-    started, settings = time.perf_counter(), preset.teacher
+    started, settings = began(directory.path, directory.path / NORMAL), preset.teacher
     attack = attacks.prepare(trigger, dataset, settings.target)
     poisoned = attack.poison(dataset.train_images, dataset.train_labels, settings.poison_rate, seed)
     found = attack.test(dataset.test_images, dataset.test_labels)
@@ -211,7 +222,7 @@ def train_teacher(
     observer = observer or Silent()
     reference = None
     if attack.needs_reference:
-        title, normal = f"normal network · {trigger} · seed {seed}", directory.path / "normal"
+        title, normal = f"normal network · {trigger} · seed {seed}", directory.path / NORMAL
         clean = (dataset.train_images, dataset.train_labels)
         root = keys.root(seed + 1, "teacher")
         reference = fit_network(normal, preset, dataset, clean, hard_labels, None, root, test, title, observer)
@@ -251,6 +262,8 @@ def fit_network(
 ) -> Network:
     """Trains a network with the teacher's settings; metrics and checkpoints go to `path`.
 
+    The metrics' seconds go on from those of `normal/` there, if it holds what was trained before.
+
     Args:
         training_set: images and labels.
         objective, reference: what is minimized, and the frozen network that it may need.
@@ -285,7 +298,8 @@ def fit_network(
     path.mkdir(parents=True, exist_ok=True)
     steps = _supervised_steps(config, objective, root, images, labels, test, reference)
     every = max(1, settings.epochs // 10)
-    state = _loop(RunDirectory(path), observer, title, config.init(network), steps, settings.epochs, every)
+    start = began(path, path / NORMAL)
+    state = _loop(RunDirectory(path), start, observer, title, config.init(network), steps, settings.epochs, every)
     return state.network
 
 
@@ -315,7 +329,7 @@ def train_clean_student(
     """The baseline that has clean data: distillation on a share of the clean training set; see `CleanKDConfig`."""
     if directory.result is not None:
         return directory.result
-    started, settings, root = time.perf_counter(), preset.clean_kd, keys.root(seed, "clean_kd")
+    started, settings, root = began(directory.path), preset.clean_kd, keys.root(seed, "clean_kd")
     count = max(2, round(settings.share * len(dataset.train_labels)))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train_labels), count, replace=False))
     batch = min(settings.batch, count)
@@ -336,7 +350,7 @@ def train_clean_student(
     )
     title = f"student · clean_kd · {trigger} · seed {seed}"
     every = max(1, settings.epochs // 10)
-    state = _loop(directory, observer or Silent(), title, config.init(student), steps, settings.epochs, every)
+    state = _loop(directory, started, observer or Silent(), title, config.init(student), steps, settings.epochs, every)
     notes = _notes(preset, trigger, seed, "student", "clean_kd")
     checkpoint.save_network(directory.path / "network", state.network, preset.student.architecture, notes)
     rates = evaluation.evaluate(state.network, test)
@@ -384,7 +398,7 @@ def distill_student(
     """
     if directory.result is not None:
         return directory.result
-    started, settings, root = time.perf_counter(), preset.student, keys.root(seed, "distill")
+    started, settings, root = began(directory.path), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
     classes = dataset.classes if dataset is not None else ()
     run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes, screens)
@@ -393,18 +407,23 @@ def distill_student(
         test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
-    if not any(directory.path.glob("checkpoints/[0-9]*")):
-        if state.vaccine is not None:
-            vaccine = _select_vaccine(directory, run, root, state.synthesizer, teacher)
-            state = dataclasses.replace(state, vaccine=vaccine)
-        if state.backdoor is not None:
-            inversion = _invert_triggers(directory, run, root, state.synthesizer, teacher)
-            backdoor = trigger_inversion.suspected(preset.inversion, inversion, state.backdoor)
-            state = dataclasses.replace(state, backdoor=backdoor)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
-    tree = (state, best)
+    alone, tree = teacher, (state, best)
     if mesh is not None:
         teacher, tree = sharding.replicate((teacher, tree), mesh)
+
+    def prepare(tree: Any) -> Any:
+        """What the defense learns of the teacher before the first round."""
+        vaccine, backdoor = state.vaccine, state.backdoor
+        if vaccine is not None:
+            vaccine = _select_vaccine(directory, run, root, state.synthesizer, alone)
+        if backdoor is not None:
+            inversion = _invert_triggers(directory, run, root, state.synthesizer, alone)
+            backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
+        if mesh is not None:
+            vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
+        started, best = tree
+        return dataclasses.replace(started, vaccine=vaccine, backdoor=backdoor), best
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
@@ -421,7 +440,8 @@ def distill_student(
             yield step + 1, (state, best), metrics
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
-    state, best = _loop(directory, observer or Silent(), title, tree, steps, settings.cycles, settings.checkpoint_every)
+    observer, every = observer or Silent(), settings.checkpoint_every
+    state, best = _loop(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
     state = _repair(directory, run, root, state, teacher)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     options = with_preset(Diagnose, argv, prog="diagnose", description="Could poison hide in this data and network?")
     preset, bar = options.preset, ProgressBar()
     dataset = data.load(preset.dataset)
-    config.check_target(preset, dataset)
+    config.check_teacher(preset, dataset)
     robust = Adversarial(options.epsilon, options.ascent_steps)
     facts = {"role": "diagnosis", "trigger": preset.trigger, "seed": options.seed, "robust": dataclasses.asdict(robust)}
     top = RunDirectory.open(options.out, describe(preset, **facts), existing(options.resume, options.overwrite))

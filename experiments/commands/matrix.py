@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     ]
     options, presets = parsed[0], [options.preset for options in parsed]
     triggers = options.triggers or (options.preset.trigger,)
-    config.check_target(options.preset, data.load(options.preset.dataset))
+    config.check_teacher(options.preset, data.load(options.preset.dataset))
     top = options.out.absolute()
     teachers, students = matrix.cells(top, presets, triggers, options.defenses, options.seeds)
     execute = _executor(options, top)

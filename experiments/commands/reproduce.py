@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     )
     preset, names = options.preset, options.triggers or (options.preset.trigger,)
     dataset = data.load(preset.dataset)
-    config.check_target(preset, dataset)
+    config.check_teacher(preset, dataset)
     facts = {"triggers": names, "seeds": options.seeds, "defenses": options.defenses, "classes": dataset.classes}
     command = f"{PROGRAM} reproduce {shlex.join(argv)}"
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

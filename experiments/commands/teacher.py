@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     """Parses, trains and prints."""
     options = with_preset(Teacher, argv, prog="teacher", description="Train one poisoned teacher, or a zoo of them.")
     dataset = data.load(options.preset.dataset)
-    config.check_target(options.preset, dataset)
+    config.check_teacher(options.preset, dataset)
     mode = existing(options.resume, options.overwrite)
     if options.triggers or options.seeds:
         _zoo(options, dataset, mode == "overwrite", mode == "resume")

@@ -271,6 +271,7 @@ def test_accept_all_accepts_all():
 @pytest.mark.parametrize("name", ["latent", "features", "updates", "learning_rate", "temperature", "clip"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_impossible_settings_are_refused(name, value):
-    value = type(getattr(ZSKTConfig(), name))(value)
-    with pytest.raises(ValueError, match=f"synthesis.{name} {value}: allowed are numbers above 0"):
+    kind = type(getattr(ZSKTConfig(), name))
+    value, allowed = kind(value), "whole numbers from 1" if kind is int else "numbers above 0"
+    with pytest.raises(ValueError, match=f"synthesis.{name} {value}: allowed are {allowed}"):
         ZSKTConfig(**{name: value})

@@ -83,6 +83,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     assert str(tmp_path / "2") in caplog.text and "damaged" in caplog.text
 
 
+def test_after_a_damaged_checkpoint_its_step_is_saved_again_and_two_are_kept(tmp_path):
+    saved(tmp_path, [1, 2])
+    flip_byte(biggest_data_file(tmp_path / "2"))
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load(tree())[0] == 1
+    for step, kept in ((2, ["1", "2"]), (3, ["2", "3"])):
+        checkpoints.save(step, tree(10 * step))
+        checkpoints.wait()
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == kept
+    checkpoints.close()
+    (tmp_path / "3").rename(tmp_path.with_name("away"))
+    checkpoints = Checkpoints(tmp_path)
+    step, loaded = checkpoints.load(tree())
+    checkpoints.close()
+    assert step == 2
+    assert_same(loaded, tree(20))
+
+
 def test_only_damaged_checkpoints_is_an_error(tmp_path):
     saved(tmp_path, [1])
     flip_byte(biggest_data_file(tmp_path / "1"))

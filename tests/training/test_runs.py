@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import jax
@@ -81,7 +82,10 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     with pytest.raises(runs.Interrupted, match="saved at step 3 of 6; go on with --resume"):
         student(tmp_path / "run", observer=Recorder(terminate_at=3))
     assert signal.getsignal(signal.SIGTERM) == before
+    stored = tmp_path / "run" / metrics.METRICS_FILE
+    stored.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 5000', stored.read_text()))
     row = student(tmp_path / "run", existing="resume")
+    assert 5000 < row["seconds"] < 6000  # of the run, not of its tail
     assert lines(tmp_path / "run") == lines(whole[0])
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
     assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
@@ -113,15 +117,51 @@ def test_a_finished_run_is_not_run_again(whole):
 def test_metrics_reach_the_observer_one_step_late(tmp_path):
     observer = Recorder()
     student(tmp_path / "run", observer=observer, defense="none", preset=small.preset(cycles=2))
-    assert [done for done, _ in observer.seen] == [1, 2, 2]
+    assert [done for done, _ in observer.seen] == [1, 2, 2]  # the last step's come before its checkpoint
     assert observer.seen[0][1] == {}
     assert "acc" not in observer.seen[1][1] and "acc" in observer.seen[2][1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+def diverging(directory, total=4, bad=4, every=2):
+    """A stage whose state is NaN from step `bad` on."""
+
+    def steps(first, tree):
+        for done in range(first + 1, total + 1):
+            tree = tree + 1 if done < bad else tree * np.nan
+            yield done, tree, {"loss": tree.sum()}
+
+    return runs._loop(directory, 0.0, runs.Silent(), "", jax.numpy.zeros(3), steps, total, every)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kept"),
+    [(1, "no checkpoint precedes it"), (2, "no checkpoint precedes it"), (4, "checkpoint is of step 2")],
+)
+def test_a_state_that_is_not_finite_is_never_saved_nor_finished(tmp_path, bad, kept):
+    """At a step between two checkpoints, at one that is saved, and at the last, which is saved too."""
+    directory = RunDirectory.open(tmp_path / "run", {}, "refuse")
+    for _ in range(2):  # once more: --resume
+        with pytest.raises(ValueError, match=rf"step {bad}: loss is not finite; .*{kept}"):
+            diverging(directory, bad=bad)
+
+
+def test_a_student_that_diverges_fails_again_when_it_is_resumed(tmp_path):
     preset = small.preset(learning_rate=1e30, clip=1e30)
-    with pytest.raises(ValueError, match=r"step \d: .* is not finite; the last good checkpoint is of step \d"):
-        student(tmp_path / "run", defense="none", preset=preset)
+    for existing in ("refuse", "resume"):
+        with pytest.raises(ValueError, match=r"step \d: .* is not finite; ") as caught:
+            student(tmp_path / "run", defense="none", preset=preset, existing=existing)
+        failed, saved = re.search(r"step (\d): .*; (?:.*of step (\d)|no checkpoint)", str(caught.value)).groups()
+        assert int(failed) > int(saved or 0)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_killed_in_its_first_save_selects_and_inverts_again(inverted, tmp_path):
+    path = tmp_path / "run"
+    RunDirectory.open(path, describe(small.INVERTED, defense="abd"), "refuse")
+    (path / "checkpoints" / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    student(path, defense="abd", preset=small.INVERTED, existing="resume")
+    assert lines(path) == lines(inverted[0])
+    jax.tree.map(np.testing.assert_array_equal, variables(path), variables(inverted[0]))
 
 
 def teacher(path, existing="refuse", observer=None):
