@@ -2,6 +2,9 @@
 
 min_θ max_δ E KL(S(x | θ) ‖ S(x + δ | θ)) with one universal δ: the student finds its own worst perturbation and is made
 insensitive to it, by an implicit hypergradient. δ is in units of the standardized input (pixels divided by std).
+
+`perturb="inverted"` is ours and has neither δ nor hypergradient: triggers, one inverted from the teacher and one hunted in
+the student, are pasted on a part of each batch, and the distillation loss there unlearns them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class RetrospectionConfig:
         drop: share of that trigger's pixels that are left out, drawn for each image anew.
         hunt: with `inverted`, steps in each round of a search for a trigger that the *student* still follows, to the
             class that is suspected; every second image that is pasted on gets what was found so far. 0: no search.
-        restart: rounds after which that search starts afresh.
+        restart: rounds after which that search starts afresh, from a faint gray over the whole image.
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
         sigma: σ.
         ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
@@ -52,7 +55,8 @@ class RetrospectionConfig:
             cannot collapse towards what is easy to keep.
         clean_gradient: whether the student's clean branch of the outer loss is differentiated.
         weight: of the hypergradient beside the distillation gradient, on equal KL scales.
-        norm: statistics of the student's batch normalization in these passes; running ones are never updated here.
+        norm: statistics of the student's batch normalization in these passes. Passes of δ never update running ones; with
+            `inverted` the pasted images are part of the batch that does.
         start_fraction: share of the run after which Self-Retrospection is on.
         iterations: K, substitutions of the fixed point.
         fixed_point_rate: η of Φ(δ) = δ − η ∇_δ [−KL + decay·‖δ‖²].
