@@ -3,8 +3,8 @@
 min_θ max_δ E KL(S(x | θ) ‖ S(x + δ | θ)) with one universal δ: the student finds its own worst perturbation and is made
 insensitive to it, by an implicit hypergradient. δ is in units of the standardized input (pixels divided by std).
 
-`perturb="inverted"` is ours and has neither δ nor hypergradient: triggers, one inverted from the teacher and one hunted in
-the student, are pasted on a part of each batch, and the distillation loss there unlearns them.
+`perturb="inverted"` is ours and has neither δ nor hypergradient: triggers, one inverted from the teacher and one hunted
+in the student, are pasted on a part of each batch, and the distillation loss there unlearns them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class RetrospectionConfig:
             cannot collapse towards what is easy to keep.
         clean_gradient: whether the student's clean branch of the outer loss is differentiated.
         weight: of the hypergradient beside the distillation gradient, on equal KL scales.
-        norm: statistics of the student's batch normalization in these passes. Passes of δ never update running ones; with
-            `inverted` the pasted images are part of the batch that does.
+        norm: statistics of the student's batch normalization in these passes. Passes of δ never update running ones;
+            with `inverted` the pasted images are part of the batch that does.
         start_fraction: share of the run after which Self-Retrospection is on.
         iterations: K, substitutions of the fixed point.
         fixed_point_rate: η of Φ(δ) = δ − η ∇_δ [−KL + decay·‖δ‖²].
