@@ -1,6 +1,7 @@
 """`import abd_jax as abd`: README's lines run, and what stands outside the package plugs in."""
 
 import dataclasses
+import functools
 import re
 import sys
 import tomllib
@@ -12,6 +13,8 @@ import pytest
 
 import abd_jax as abd
 from abd_jax import synthesis
+from abd_jax.defenses.shuffling_vaccine import VaccineConfig
+from abd_jax.defenses.trigger_inversion import InversionConfig
 from abd_jax.interop import export
 from abd_jax.synthesis import METHODS
 from abd_jax.training.config import StudentConfig
@@ -50,6 +53,7 @@ def model(architecture="wrn-10-1", **options) -> abd.Model:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.optax
 def test_readmes_lines_run(tmp_path, monkeypatch, capsys):
     (snippet,) = re.findall(r"```python\n(import abd_jax as abd.*?)```", (TOP / "README.md").read_text(), re.DOTALL)
@@ -59,6 +63,8 @@ def test_readmes_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     teacher = networks.network("wrn-16-1", classes=3, shape=(8, 8, 3))
     Path("teacher.pth").write_bytes(export.to_flax(teacher, "wrn-16-1"))
+    small = {"inversion": InversionConfig(images=4, steps=2), "vaccine": VaccineConfig(trials=2)}
+    monkeypatch.setattr("abd_jax.api.AuditConfig", functools.partial(abd.AuditConfig, batches=1, batch=8, **small))
     exec(compile(quicker, "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert "calibrated signs speak for a backdoor" in said and "2 2" in said and "'transfer'" in said

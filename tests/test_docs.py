@@ -89,6 +89,7 @@ def test_the_tutorial_s_commands_are_commands():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.optax
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

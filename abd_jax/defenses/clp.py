@@ -63,7 +63,8 @@ def lipschitz_bounds(
 def bounds(network: Network) -> dict[str, Float[np.ndarray, " _"]]:
     """The bound of every channel of every kernel, by the kernel's path; where none normalizes it, the factor is 1."""
     variables = flatten_dict(dict(network.variables), sep="/")
-    normalized = dict(zip(network.module.normalized, network.module.batch_norms, strict=True))
+    norms = network.module.batch_norms
+    normalized = dict(zip(network.module.normalized, norms, strict=True)) if norms else {}
     found = {}
     for path in network.module.kernels:
         kernel, norm = variables[f"params/{path}/kernel"], normalized.get(path)

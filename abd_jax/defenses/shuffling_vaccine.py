@@ -44,8 +44,8 @@ class VaccineConfig:
         student_weights: weights in the student's loss: none; `paper`: 1 − φ + w·φ; `released`: the group means as in
             the published code, which *ascends* on suspicious images with 0.1.
         suspicious_weight: w above.
-        censor: whether the teacher is asked with the pixels of the trigger that was inverted from it hidden, so that
-            what it teaches cannot depend on them (ours).
+        censor: whether the teacher is overruled where it gives an image to the suspected class only as long as it sees
+            the place of the trigger that was inverted from it (ours).
         class_balance: weight of Σ p̄ log p̄, p̄ the teacher's mean softmax over a batch, in the generator's loss (ours).
         select: whether T~ is chosen by Algorithm 2; otherwise the first draw is kept.
         tail: accept a draw if this share of log KL lies under the threshold.

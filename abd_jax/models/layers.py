@@ -60,10 +60,10 @@ def _kernel_gradient(images: Array, cotangent: Array, stride: int, size: int) ->
     """The kernel's cotangent: the transpose of `convolution` in its second argument.
 
     XLA's own form is one convolution, for which its CPU backend first turns batch and channels of images and cotangent
-    around in memory: at WRN-16-1's 32×32 layers (16 channels, batch 128) these transposes take as long as the
-    convolution, 83 of the step's 398 ms of CPU time. The loop of products reads both as they lie. CPU time with jaxlib
-    0.10.2: 7 ms against 13 (16 → 16 channels at 32×32), 20 against 53 (32 → 32 at 32×32), 5.6 against 6.7 (32 → 32 at
-    16×16), 6.0 against 5.8 (64 → 64 at 8×8). Small images keep XLA's form.
+    around in memory: in WRN-16-1's step (batch 128) these transposes take 83 of the 398 ms that its thunks add up
+    to, the convolutions behind them 129. The loop of products reads both as they lie. CPU time of one call with jaxlib
+    0.10.2, YNNPACK's convolutions off: 7 ms against 13 (16 → 16 channels at 32×32), 20 against 53 (32 → 32 at 32×32),
+    5.6 against 6.7 (32 → 32 at 16×16), 6.0 against 5.8 (64 → 64 at 8×8). Small images keep XLA's form.
     """
     by_xla = functools.partial(_kernel_gradient_by_xla, stride=stride, size=size)
     if images.size < _WORTH_A_LOOP:

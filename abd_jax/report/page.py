@@ -29,9 +29,9 @@ _CLASSES = 10
 _ANOMALY = 2.0  # Neural Cleanse's bar
 _MEANINGS = {
     "none": "distilled without data and without a defense",
-    "sv": "with the Shuffling Vaccine: images on which shuffled copies of the teacher still agree with it are suspect",
-    "sr": "with Self-Retrospection: the student unlearns what a small universal perturbation can flip",
-    "abd": "with both, the Shuffling Vaccine and Self-Retrospection",
+    "sv": "with the vaccine: triggers are kept out of what the teacher teaches, as the settings of `vaccine` say",
+    "sr": "with Self-Retrospection: the student unlearns what can flip it, as the settings of `retrospection` say",
+    "abd": "with both, the vaccine and Self-Retrospection",
     "clp": "with channel Lipschitz pruning: channels of the teacher that react too strongly are switched off",
     "fine_pruning": "fine-pruned: features of the student that synthesized images leave asleep are switched off",
     "nad": "with neural attention distillation on synthesized images after distillation",

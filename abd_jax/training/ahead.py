@@ -101,19 +101,20 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
     def placed(tree: Any, place: NamedSharding = everywhere) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
-    key = placed(jax.eval_shape(lambda: jax.random.key(0)))
-    create = functools.partial(
-        models.create,
-        name=preset.teacher.architecture,
+    root = jax.random.key(0)
+    network = models.create(
+        root,
+        preset.teacher.architecture,
         num_classes=len(info.classes),
         input_shape=info.image_shape,
         mean=info.mean or (0.5,) * channels,
         std=info.std or (0.25,) * channels,
         dtype=preset.dtype,
     )
-    teacher = placed(jax.eval_shape(create, key))
+    # Drawn on the host, where a vaccine looks at what it drew; only the shapes go on.
+    drawn = Distillation.make(preset, defense, network, classes=info.classes).init(root, network)
+    key, teacher, state = placed(root), placed(network), placed(drawn)
     run = Distillation.make(preset, defense, teacher, split, info.classes)
-    state = placed(jax.eval_shape(run.init, key, teacher))
     index = placed(jax.ShapeDtypeStruct((), np.int32))
     phase = run.phases()[-1]
     updates = preset.student.updates
@@ -132,6 +133,8 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
     delta = []
     if phase.retrospective and not run.pastes:
         ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), key, state, teacher, lesson, index)
+        begun = dispatch.begin_ascent.lower(run, key, state, teacher, lesson, index)
+        yield "ascent begun", updates, begun
         ascent = jax.tree.map(
             lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
         )

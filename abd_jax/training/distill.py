@@ -187,12 +187,35 @@ class Distillation:
             rival=self.rival.init(keys.stream(root, "rival"), teacher.input_shape),
         )
 
-    def censored(self, state: DistillState, network: Callable[[Array], Forward]) -> Callable[[Array], Forward]:
-        """The network, to which what lies under the suspected trigger is hidden if the defense censors it."""
-        if state.backdoor is None or not self.censors:
-            return network
-        trigger, fill = state.backdoor.trigger, self.synthesizer.task.mean
-        return lambda images: network(trigger_inversion.erase(trigger, fill, images))
+    def censored(self, state: DistillState, teacher: Network) -> Callable[[Array], Forward]:
+        """The teacher as the defense asks it.
+
+        An image that it gives to the suspected class only as long as it sees the place of the suspected trigger is
+        answered as if that place were hidden, per image: logits, embedding, stages and entries, not BN's statistics.
+        """
+        backdoor, fill = state.backdoor, self.synthesizer.task.mean
+        if backdoor is None or not self.censors:
+            return teacher
+
+        def answer(images: Array) -> Forward:
+            seen, hidden = teacher(images), teacher(trigger_inversion.erase(backdoor.trigger, fill, images))
+            suspected, still = (jnp.argmax(forward.logits, -1) == backdoor.target for forward in (seen, hidden))
+            fooled = suspected & ~still
+
+            def chosen(first: PyTree, second: PyTree) -> PyTree:
+                return jax.tree.map(
+                    lambda a, b: jnp.where(fooled.reshape(-1, *(1,) * (a.ndim - 1)), b, a), first, second
+                )
+
+            return dataclasses.replace(
+                seen,
+                logits=chosen(seen.logits, hidden.logits),
+                embedding=chosen(seen.embedding, hidden.embedding),
+                stages=chosen(seen.stages, hidden.stages),
+                entries=chosen(seen.entries, hidden.entries),
+            )
+
+        return answer
 
     def screens(self, vaccine: shuffling_vaccine.Vaccine | None, teacher: Network) -> tuple[Screen, Screen]:
         """The defense as the synthesizer and as the student see it."""
@@ -242,7 +265,7 @@ def synthesize(
         keys.stream(key, "synthesis", state.step * run.preset.synthesis.updates + update),
         state.synthesizer,
         run.censored(state, teacher),
-        run.censored(state, functools.partial(state.student, norm=norm)),
+        functools.partial(state.student, norm=norm),
         generator_screen,
     )
     return dataclasses.replace(state, synthesizer=synthesizer), metrics

@@ -71,6 +71,8 @@ def _origin(options: Audit, started: float) -> dict[str, Any]:
 
 def _audit(options: Audit, path: Path, started: float) -> None:
     rows = audit.read_rows(options.calibration)
+    if options.calibration is None and options.settings != AuditConfig():
+        _tell("the package's thresholds were measured at the default settings, and these are others")
     teacher, notes = read_described(path, options.file.description)
     _tell(f"examining {path}")
     found = audit.examine(teacher, options.settings)
@@ -99,7 +101,7 @@ def _audit(options: Audit, path: Path, started: float) -> None:
     for name in audit.SIGNS:
         values = (content[side]["signs"][name] for side in sides)
         bar = known[name].threshold if name in known else None
-        shown = ("–" if value is None else f"{value:.2f}" for value in (*values, bar))
+        shown = ("–" if value is None else f"{value:.3g}" for value in (*values, bar))
         table.add_row(name, *shown, pages.errors(known.get(name)))
     stdout.print(table)
     stdout.print(f"{content['headline']}\n{options.out / pages.PAGE_FILE}", highlight=False)
@@ -129,7 +131,7 @@ def _calibrate(options: Audit, top: Path, started: float) -> None:
         return
     table = Table("sign", "AUC", "threshold", "wrong, held out")
     for name, sign in known.items():
-        bar = "–" if sign.threshold is None else f"{sign.threshold:.2f}"
+        bar = "–" if sign.threshold is None else f"{sign.threshold:.3g}"
         table.add_row(name, f"{sign.auc:.2f}", bar, pages.errors(sign))
     stdout.print(table)
     stdout.print(f"{options.out / audit.ROWS_FILE}, {options.out / pages.PAGE_FILE}", highlight=False)

@@ -30,7 +30,7 @@ class Compile:
     defense: config.Defense = "abd"
     """Of its rounds the last kind is compiled."""
     functions: tuple[str, ...] = ()
-    """Only these: synthesis_update, lesson, ascent_step, student_update, round."""
+    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, student_update, round."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write everything there."""
 
@@ -43,7 +43,7 @@ class Compile:
             raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
 
 
-FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_step", "student_update", "round"))
+FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_begun", "ascent_step", "student_update", "round"))
 
 
 def main(argv: list[str]) -> None:

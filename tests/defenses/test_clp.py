@@ -10,11 +10,12 @@ from tests import networks
 
 
 def by_hand(kernel, factor=1.0):
-    """√λ_max(W Wᵀ) for each output channel."""
+    """√λ_max(W Wᵀ) = √λ_max(Wᵀ W), of the smaller one, for each output channel."""
     norms = []
     for channel in range(kernel.shape[3]):
         matrix = np.array([kernel[:, :, i, channel].ravel() for i in range(kernel.shape[2])], np.float64)
-        norms.append(np.sqrt(np.linalg.eigvalsh(matrix @ matrix.T).max()))
+        gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+        norms.append(np.sqrt(np.linalg.eigvalsh(gram).max()))
     return np.array(norms) * factor
 
 

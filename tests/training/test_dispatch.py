@@ -130,19 +130,37 @@ def test_defense_none_has_no_vaccine_and_unknown_ones_are_refused():
         Distillation.make(small.PRESET, "abs", small.teacher())
 
 
-def test_only_the_teacher_and_the_generators_reward_are_censored():
-    """Pixels under the mask reach the student, and change nothing of what the teacher says."""
+def test_the_teacher_is_overruled_where_it_falls_for_the_suspected_trigger():
     run, state, teacher = prepared(INVERTED, "abd")
-    images = networks.images(0, 4)
-    changed = images.at[:, 5:7, 5:7].set(0.0)
-    censored = run.censored(state, teacher)
-    np.testing.assert_array_equal(censored(images).logits, censored(changed).logits)
-    assert np.abs(teacher(images).logits - teacher(changed).logits).max() > 1e-3
-    lesson, _ = dispatch.teach(run, Phase(), small.key(3), state, teacher, np.int32(0))
-    np.testing.assert_allclose(lesson.logits, censored(lesson.images).logits, atol=1e-5)
-    hidden = trigger_inversion.erase(state.backdoor.trigger, teacher.mean, lesson.images)
-    assert np.abs(lesson.images - hidden).max() > 1e-3
+    images = networks.images(0, 64)
+    trigger = state.backdoor.trigger
+    seen, hidden = teacher(images), teacher(trigger_inversion.erase(trigger, teacher.mean, images))
+    decided, still = (np.argmax(forward.logits, -1) for forward in (seen, hidden))
+    target = decided[decided != still][0]
+    state = state.replace(backdoor=state.backdoor.replace(target=jnp.int32(target)))
+    fooled = (decided == target) & (still != target)
+    assert fooled.any() and (decided == target)[~fooled].any()
+    answer = run.censored(state, teacher)(images)
+    for got, first, second in zip(
+        (answer.logits, answer.embedding, *answer.stages),
+        (seen.logits, seen.embedding, *seen.stages),
+        (hidden.logits, hidden.embedding, *hidden.stages),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got[fooled], np.asarray(second)[fooled])
+        np.testing.assert_array_equal(got[~fooled], np.asarray(first)[~fooled])
+    chex.assert_trees_all_equal(answer.batch_norm, seen.batch_norm)
     assert Distillation.make(INVERTED, "sr", teacher).censored(state, teacher) is teacher
+
+
+def test_lessons_have_the_overruled_answer_to_whole_images():
+    run, state, teacher = prepared(INVERTED, "abd")
+    lesson, _ = dispatch.teach(run, Phase(), small.key(3), state, teacher, np.int32(0))
+    np.testing.assert_allclose(lesson.logits, run.censored(state, teacher)(lesson.images).logits, atol=1e-5)
+    assert (
+        np.abs(lesson.images - trigger_inversion.erase(state.backdoor.trigger, teacher.mean, lesson.images)).max()
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

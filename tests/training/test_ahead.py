@@ -1,0 +1,123 @@
+"""Facts of the compiled functions: what moves between devices, and what may not grow unnoticed."""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from abd_jax.synthesis.cmi import CMIConfig
+from abd_jax.training import ahead, dispatch, sharding
+from abd_jax.training.distill import Distillation, Phase
+from tests.training import small
+
+pytestmark = pytest.mark.optax
+
+GOLDEN = Path(__file__).with_name("facts.json")
+HLO = """
+  %all-reduce.1 = (f32[16]{0}, f32[10,64]{1,0}) all-reduce(%a, %b), channel_id=1
+  %all-reduce-start = bf16[3,3]{1,0} all-reduce-start(%c), channel_id=2
+  %all-reduce-done = bf16[3,3]{1,0} all-reduce-done(%all-reduce-start)
+  %all-gather.2 = f32[8]{0:T(256)} all-gather(%d), channel_id=3
+  %loss = f32[] add(%all-reduce.1, %e)
+"""
+
+
+def test_collectives_of_a_program():
+    assert ahead.collectives(HLO) == {"all-reduce": (2, 4 * (16 + 640) + 2 * 9), "all-gather": (1, 32)}
+
+
+def test_eight_devices_exchange_gradients_and_statistics_and_no_more():
+    """One student update: every gradient once, a mean and a variance per channel, and the metrics' scalars."""
+    facts = next(ahead.compiled_facts(*part) for part in _parts("none", 8) if part[0] == "student update")
+    student = Distillation.make(small.PRESET, "none", small.teacher()).init(small.key(), small.teacher()).student
+    statistics = flatten_dict(student.variables["batch_stats"])
+    numbers = sum(leaf.size for leaf in (*jax.tree.leaves(student.params), *statistics.values()))
+    scalars = 4 * len(("student/kl", "student/attention"))
+    assert facts.collectives.keys() == {"all-reduce"}
+    assert facts.collectives["all-reduce"][1] == 4 * numbers + scalars
+    assert facts.collectives["all-reduce"][0] <= 3 * len(statistics) // 2 + 1
+    assert facts.host_transfers == 0
+
+
+def per_round():
+    """Lowered flops and bytes of everything in a round, and how often the host compiles and dispatches."""
+    rounds = {}
+    for defense in ("none", "abd"):
+        cost = [(calls, lowered.cost_analysis()) for _, calls, lowered in _parts(defense, 1)]
+        rounds[defense] = {
+            fact: sum(calls * analysis[fact] for calls, analysis in cost) for fact in ("flops", "bytes accessed")
+        }
+        rounds[defense]["dispatches"] = sum(calls for calls, _ in cost)
+    return rounds
+
+
+def _parts(defense, devices):
+    """Without the whole round, which comes last."""
+    found = ahead.functions(small.PRESET, defense, sharding.data_mesh(devices))
+    return itertools.takewhile(lambda part: part[0] != "round", found)
+
+
+def test_a_round_costs_no_more_than_it_did():
+    """Facts, not seconds: `UPDATE_GOLDEN=1` accepts new ones, and the diff shows them."""
+    now = per_round()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(now, indent=2) + "\n")
+    then = json.loads(GOLDEN.read_text())
+    for defense, facts in now.items():
+        for fact, value in facts.items():
+            assert value <= 1.01 * then[defense][fact], f"{defense}: {fact} grew"
+            assert value >= 0.99 * then[defense][fact], f"{defense}: {fact} fell: accept it with UPDATE_GOLDEN=1"
+
+
+def test_the_host_dispatches_as_often_as_the_parts_say(monkeypatch):
+    counts = {"compilations": 0, "dispatches": 0}
+    compile_, call = jax.stages.Lowered.compile, jax.stages.Compiled.__call__
+
+    def counted(name, function):
+        def wrapper(*arguments, **options):
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return wrapper
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", counted("compilations", compile_))
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", counted("dispatches", call))
+    run = Distillation.make(small.PRESET, "none", small.teacher())
+    state = run.init(small.key(), small.teacher())
+    rounds = dispatch.compile_rounds(run, small.key(), state, small.teacher())
+    assert counts == {"compilations": 3, "dispatches": 0}
+    rounds[Phase()](small.key(), state, small.teacher())
+    assert counts["dispatches"] == json.loads(GOLDEN.read_text())["none"]["dispatches"]
+
+
+def test_another_batch():
+    preset = dataclasses.replace(small.PRESET, method="cmi", synthesis=CMIConfig())
+    changed = ahead.with_batch(preset, 24)
+    assert changed.student.batch == changed.synthesis.batch == 24
+    assert ahead.with_batch(small.PRESET, 24).synthesis == small.PRESET.synthesis
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+    chip = ahead.Chip(flops=100.0, bandwidth=10.0, memory=1000.0)
+    facts = ahead.Facts("f", 1, 200.0, 10.0, 300.0, {}, 0, None, 0.0)
+    assert facts.floor(chip) == 2.0
+    assert dataclasses.replace(facts, bytes=50.0).floor(chip) == 5.0
+    assert facts.largest_batch(chip, batch=8, fixed=100.0) == 36
+
+
+@pytest.mark.parametrize("topology", ["v5x:2x2", "v5e", "v5e:2"])
+def test_unknown_topologies_are_refused(topology):
+    with pytest.raises(ValueError, match=r"--topology 'v5.*': allowed are CHIP:SHAPE with CHIP of v4, v5e, v5p, v6e"):
+        ahead.topology_mesh(topology)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_libtpu_one_line_says_what_to_install():
+    with pytest.raises(ValueError, match=r"libtpu, is not installed: pip install 'abd-jax\[tpu\]'"):
+        ahead.topology_mesh("v5e:2x2")
