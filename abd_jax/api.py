@@ -17,6 +17,7 @@ from abd_jax.interop.description import Description
 from abd_jax.interop.teacher import read_described
 from abd_jax.models import Network
 from abd_jax.report import audit as pages
+from abd_jax.settings import check_seeds
 from abd_jax.synthesis import Method, register
 from abd_jax.training import audit as auditing
 from abd_jax.training import checkpoint, runs
@@ -147,6 +148,7 @@ def distill(
     settings, _ = runs.fit_to_file(settings, teacher.network, {"architecture": teacher.architecture})
     name, screens = (defense, None) if isinstance(defense, str) else ("none", defense)
     classes = tuple(map(str, teacher.notes.get("classes", ())))
+    check_seeds("seed", seed)
     runs.check_student(settings, None, teacher.network, name, classes)
     observer = _Telling(progress) if progress else None
     with tempfile.TemporaryDirectory() as temporary:

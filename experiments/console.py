@@ -55,8 +55,17 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         if os.environ.get("ABD_JAX_TRACEBACK"):
             raise
         return fail(str(error), BAD_INPUT)
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("ABD_JAX_TRACEBACK") or not _out_of_memory(error):
+            raise
+        return fail(f"not enough memory; a smaller --student.batch needs less ({error})", BAD_INPUT)
     except KeyboardInterrupt:
         return fail("interrupted; go on with --resume", INTERRUPTED)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """NumPy's error, or XLA's, which is told from its others by its text alone."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def fail(message: str, code: int) -> int:
@@ -86,6 +95,11 @@ def parse(
     Raises:
         ValueError: an unknown option, a missing one, or a value that is not allowed.
     """
+    for option, value in itertools.pairwise([prog, *argv]):
+        if not value:
+            raise ValueError(f"{option}: its value is empty")
+        if re.fullmatch(r"--[^=]+=", value):
+            raise ValueError(f"{value[:-1]}: its value is empty")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -99,10 +113,12 @@ def parse(
 
 
 def _unboxed(text: str) -> str:
-    """The message of tyro's boxed error, without the box and its closing hint."""
+    """The message of tyro's boxed error, without the box (of ASCII, where the screen has no other), title and hint."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    body = itertools.takewhile(lambda line: not line.startswith(("──", "╰")), lines[1:])
-    return re.sub(r"preset\.", "", " ".join(line for line in body if line)) or "the options cannot be parsed"
+    rule = re.compile(r"[╰─╯-]{5,}").fullmatch
+    body = itertools.takewhile(lambda line: not rule(line), itertools.dropwhile(rule, filter(None, lines[1:])))
+    said = re.sub(r"preset\.", "", " ".join(body))
+    return re.sub(r"^Error parsing (?!--)\S+: |^Error parsing ", "", said) or "the options cannot be parsed"
 
 
 class ProgressBar:

@@ -1,7 +1,9 @@
-"""README's commands are what CI runs, and what it names exists."""
+"""README's commands and whatever it names exist; CI runs linter and tests; no placeholder is left in any text."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from experiments.__main__ import COMMANDS
 from experiments.presets import presets
@@ -10,12 +12,12 @@ TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
 
 
-def test_readmes_two_commands_are_make_targets_and_ci_runs_the_tests():
+def test_readmes_two_commands_are_make_targets_and_ci_runs_linter_and_tests():
     makefile = (TOP / "Makefile").read_text()
     for target in ("demo", "test"):
         assert f"make {target}" in README
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    assert "make test" in (TOP / ".ci" / "run").read_text().splitlines()
+    assert {"make lint", "make test"} <= set((TOP / ".ci" / "run").read_text().splitlines())
     assert "-m experiments reproduce digits --out runs/demo" in makefile
 
 
@@ -30,5 +32,7 @@ def test_what_readme_names_exists():
         assert (TOP / path).exists(), path
 
 
-def test_no_placeholder_is_left():
-    assert "RESULTS" not in README
+@pytest.mark.parametrize("path", [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))], ids=lambda path: path.name)
+def test_no_placeholder_is_left(path):
+    """A word of capitals, alone on its line, stands for what somebody meant to fill in."""
+    assert not re.findall(r"^\W*[A-Z]{4,}\W*$", path.read_text(), re.MULTILINE)

@@ -154,7 +154,7 @@ def save_network(directory: Path, network: Network, architecture: str, notes: Ma
     """Writes a network as a thing of its own: arrays by Orbax, and what is needed to rebuild it as JSON.
 
     Args:
-        directory: replaced if it exists; complete or absent, never half written.
+        directory: replaced if it exists; never half written, but absent if the process is killed while it is replaced.
         network: to write.
         architecture: its name for `models.build`.
         notes: JSON-able facts (role, data set, trigger, …) kept beside it.

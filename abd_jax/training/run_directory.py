@@ -74,7 +74,14 @@ class RunDirectory:
         Raises:
             ValueError: there is a run and `existing` does not allow it, it is another run, or the place is no run's.
         """
-        path = path.absolute()
+        given, path = path, path.absolute()
+        try:
+            return cls._open(path, config, existing)
+        except OSError as error:
+            raise ValueError(f"--out {given}: cannot be made or read ({error.strerror or error})") from error
+
+    @classmethod
+    def _open(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> RunDirectory:
         config = json.loads(json.dumps({**config, "versions": versions(), "device": device()}))
         stored = path / CONFIG_FILE
         if path.exists() and not path.is_dir():
@@ -85,6 +92,12 @@ class RunDirectory:
             if not stored.is_file():
                 raise ValueError(f"--out {path}: is not empty and no run of ours (no {CONFIG_FILE}); use another place")
             if existing == "overwrite":
+                if path.is_symlink():
+                    raise ValueError(
+                        f"--out {path}: is a symbolic link, which --overwrite does not follow; name its end"
+                    )
+                if Path.cwd().is_relative_to(path.resolve()):
+                    raise ValueError(f"--out {path}: --overwrite would delete the current directory; call it elsewhere")
                 shutil.rmtree(path)
             else:
                 _check_same(stored, config)

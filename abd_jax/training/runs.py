@@ -11,7 +11,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -513,19 +513,51 @@ def fit_to_file(preset: configs.Preset, teacher: Network, notes: Mapping[str, An
     return dataclasses.replace(preset, teacher=settings), reason
 
 
+def check_students(preset: configs.Preset, dataset: Dataset, defenses: Iterable[str], devices: int = 0) -> None:
+    """`check_student` for every defense before there is a teacher: on one of zeros, and so of its shapes.
+
+    Raises:
+        ValueError: as `check_student`.
+    """
+    teacher = models.abstract(
+        preset.teacher.architecture,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        dtype=preset.dtype,
+    )
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), teacher.variables)
+    for defense in defenses:
+        check_student(preset, dataset, dataclasses.replace(teacher, variables=zeros), defense, dataset.classes, devices)
+
+
 def check_student(
-    preset: configs.Preset, dataset: Dataset | None, teacher: Network, defense: str, classes: tuple[str, ...] = ()
+    preset: configs.Preset,
+    dataset: Dataset | None,
+    teacher: Network,
+    defense: str,
+    classes: tuple[str, ...] = (),
+    devices: int = 0,
 ) -> None:
     """Whether a student can be made so from this teacher, before anything is written.
 
     Raises:
-        ValueError: what the method, the defense or attention transfer needs, and is not there.
+        ValueError: what the method, the defense, attention transfer or the devices need, and is not there.
     """
+    if devices:
+        sharding.data_mesh(devices)
+        if preset.student.batch % devices:
+            raise ValueError(
+                f"devices {devices}: student.batch {preset.student.batch} cannot be split over so many evenly"
+            )
     if defense == "clean_kd":
         if dataset is None:
             raise ValueError(_NO_DATA)
         return
-    teacher = Distillation.make(preset, defense, teacher, classes=classes).rival.harden(teacher)
+    rival = Distillation.make(preset, defense, teacher, classes=classes).rival
+    teacher = rival.harden(teacher)
+    jax.eval_shape(lambda key: rival.init(key, teacher.input_shape), jax.random.key(0))
     if configs.uses_vaccine(defense):
         shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
 

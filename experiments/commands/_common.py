@@ -73,7 +73,10 @@ def with_preset(
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
     default = options(**values)
-    return parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+    parsed: Any = parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+    if parsed.preset.name != preset.name:
+        raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
+    return parsed  # type: ignore[no-any-return]
 
 
 def of_method(preset: Preset, method: str) -> Preset:

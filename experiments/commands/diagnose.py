@@ -9,6 +9,7 @@ from rich.table import Table
 
 from abd_jax import data
 from abd_jax.attacks.objectives import Adversarial
+from abd_jax.settings import check_seeds
 from abd_jax.training import config, diagnosis
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
@@ -38,6 +39,7 @@ class Diagnose:
     """Delete what is in --out and start again."""
 
     def __post_init__(self) -> None:
+        check_seeds("--seed", self.seed)
         diagnosis.check_trigger(self.preset.trigger)
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"--epsilon {self.epsilon}: allowed is (0, 1]")

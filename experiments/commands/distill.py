@@ -7,6 +7,7 @@ from pathlib import Path
 
 from abd_jax import data
 from abd_jax.interop.teacher import read_described
+from abd_jax.settings import check_seeds
 from abd_jax.training import config, runs
 from abd_jax.training.run_directory import RunDirectory, describe
 from experiments.commands._common import File, FileFacts, PresetFields, existing, with_preset
@@ -34,6 +35,9 @@ class Distill:
     overwrite: bool = False
     """Delete what is in --out and start again."""
 
+    def __post_init__(self) -> None:
+        check_seeds("--seed", self.seed)
+
 
 def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> None:
         preset, reason = runs.fit_to_teacher(options.preset, teacher, notes), ""
         dataset = data.load(preset.dataset)
     classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
-    runs.check_student(preset, dataset, teacher, options.defense, classes)
+    runs.check_student(preset, dataset, teacher, options.defense, classes, options.devices)
     trigger = preset.trigger if dataset is not None else None
     facts = {
         "role": "student",

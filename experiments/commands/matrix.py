@@ -13,6 +13,7 @@ from typing import Literal
 from abd_jax import data, synthesis
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_matrix_page
+from abd_jax.settings import check_seeds
 from abd_jax.training import config, executors, matrix, runs
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
@@ -71,6 +72,7 @@ class MatrixOptions:
     """Delete what is in --out and start again."""
 
     def __post_init__(self) -> None:
+        check_seeds("--seeds", *self.seeds)
         for name in self.triggers:
             check_name("--triggers", name)
         for name in self.methods:
@@ -104,7 +106,10 @@ def main(argv: list[str]) -> None:
     ]
     options, presets = parsed[0], [options.preset for options in parsed]
     triggers = options.triggers or (options.preset.trigger,)
-    config.check_teacher(options.preset, data.load(options.preset.dataset))
+    dataset = data.load(options.preset.dataset)
+    for preset in presets:
+        config.check_teacher(preset, dataset)
+        runs.check_students(preset, dataset, options.defenses)
     top = options.out.absolute()
     teachers, students = matrix.cells(top, presets, triggers, options.defenses, options.seeds)
     execute = _executor(options, top)

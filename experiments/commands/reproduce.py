@@ -11,6 +11,7 @@ from typing import Any
 from abd_jax import data
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_page
+from abd_jax.settings import check_seeds
 from abd_jax.training import checkpoint, config, runs
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
@@ -31,13 +32,14 @@ class Reproduce:
     defenses: tuple[config.Defense, ...] = ("none", "abd")
     """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; the others: docs/defenses.md."""
     devices: int = 0
-    """Split batches over so many devices; 0: one device, no mesh."""
+    """Split the students' batches over so many devices; 0: one device, no mesh. Teachers are trained on one."""
     resume: bool = False
     """Go on with what is in --out, or start if there is nothing; finished runs are kept."""
     overwrite: bool = False
     """Delete what is in --out and start again."""
 
     def __post_init__(self) -> None:
+        check_seeds("--seeds", *self.seeds)
         for name in self.triggers:
             check_name("--triggers", name)
         for option in ("seeds", "triggers", "defenses"):
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> None:
     preset, names = options.preset, options.triggers or (options.preset.trigger,)
     dataset = data.load(preset.dataset)
     config.check_teacher(preset, dataset)
+    runs.check_students(preset, dataset, options.defenses, options.devices)
     facts = {"triggers": names, "seeds": options.seeds, "defenses": options.defenses, "classes": dataset.classes}
     command = f"{PROGRAM} reproduce {shlex.join(argv)}"
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

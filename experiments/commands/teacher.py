@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from abd_jax import data
 from abd_jax.attacks.attack import ATTACKS, check_name
+from abd_jax.settings import check_seeds
 from abd_jax.training import config, runs
 from abd_jax.training.run_directory import RunDirectory, describe
 from experiments.commands._common import PresetFields, existing, with_preset
@@ -36,6 +37,8 @@ class Teacher:
     """Delete what is in --out and start again."""
 
     def __post_init__(self) -> None:
+        check_seeds("--seed", self.seed)
+        check_seeds("--seeds", *self.seeds)
         for name in self.names:
             check_name("--triggers" if self.triggers else "--trigger", name)
         for option in ("seeds", "triggers"):

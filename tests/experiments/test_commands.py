@@ -1,6 +1,7 @@
 """Every command, at its edge: help, bad input, presets."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -134,6 +135,39 @@ BAD_INPUT = [
     (["reproduce", "digits", "--out", "FILE"], "is a file"),
     (["reproduce", "digits", "--out", "FULL"], "use --resume to go on or --overwrite"),
     (["reproduce", "digits", "--out", "FULL", "--overwrite"], "no run of ours"),
+    ([*REPRODUCE, "--seeds"], "error: --seeds and --defenses need at least one value"),
+    ([*REPRODUCE, "--seeds", "-1"], "--seeds -1: allowed are whole numbers 0 … 4294967295"),
+    ([*REPRODUCE, "--seeds", "99999999999999999999"], "--seeds 99999999999999999999: allowed are whole numbers 0"),
+    ([*REPRODUCE, "--name", "../../x"], "--name ../../x: allowed is digits"),
+    ([*REPRODUCE, "--teacher.crop", "-1"], "error: teacher.crop -1: allowed are whole numbers from 0"),
+    ([*REPRODUCE, "--teacher.crop", "40"], "teacher.crop 40: allowed are 0 … 15 for images of side 16"),
+    ([*REPRODUCE, "--teacher.learning-rate", "inf"], "teacher.learning_rate inf: allowed are finite numbers"),
+    ([*REPRODUCE, "--student.attention", "inf"], "student.attention inf: allowed are finite numbers"),
+    ([*REPRODUCE, "--student.weight-decay", "-1"], "student.weight_decay -1.0: allowed are numbers from 0"),
+    ([*REPRODUCE, "--student.batch", "100000000"], "student.batch 100000000: allowed are whole numbers 2 … 65536"),
+    ([*REPRODUCE, "--clean-kd.momentum", "-2"], "clean_kd.momentum -2.0: allowed is [0, 1)"),
+    ([*REPRODUCE, "--inversion.start", "nan"], "inversion.start nan: allowed are finite numbers"),
+    ([*REPRODUCE, "--rivals.fine-pruning.steps", "-5"], "rivals.fine_pruning.steps -5: allowed are whole numbers from"),
+    ([*REPRODUCE, "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
+    ([*REPRODUCE, "--rivals.dhbe.size", "40", "--defenses", "dhbe"], "rivals.dhbe.size 40: allowed is 1 … 16"),
+    ([*REPRODUCE, "--devices", "99"], "devices 99: allowed are 1 … 8"),
+    ([*REPRODUCE, "--devices", "-1"], "devices -1: allowed are 1 … 8"),
+    ([*REPRODUCE, "--devices", "3"], "devices 3: student.batch 128 cannot be split"),
+    (["reproduce", "digits", "--out", ""], "--out: its value is empty"),
+    (["reproduce", "digits", "--out="], "--out: its value is empty"),
+    (["reproduce", "digits", "--out", "FILE/sub"], "file/sub: cannot be made or read (Not a directory)"),
+    (["reproduce", "digits", "--out", "/proc/nope"], "--out /proc/nope: cannot be made or read ("),
+    (["reproduce", "digits", "--out", "LINK", "--overwrite"], "is a symbolic link"),
+    (["matrix", "digits", "--out", "OUT", "--seeds"], "error: --seeds and --defenses need at least one value"),
+    ([*MATRIX, "--seeds", "-1"], "--seeds -1: allowed are whole numbers"),
+    ([*MATRIX, "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
+    ([*TEACHER, "--seed", "-1"], "--seed -1: allowed are whole numbers"),
+    ([*TEACHER, "--seeds", "-1"], "--seeds -1: allowed are whole numbers"),
+    ([*TEACHER, "--teacher.crop", "16"], "teacher.crop 16: allowed are 0 … 15"),
+    ([*DIAGNOSE, "--seed", "-1"], "--seed -1: allowed are whole numbers"),
+    ([*DISTILL, "WEIGHTS", "--seed", "-1"], "--seed -1: allowed are whole numbers"),
+    ([*DISTILL, "WEIGHTS", "--devices", "99"], "devices 99: allowed are 1 … 8"),
+    (["audit", "--out", "OUT", "--teacher", "NETWORK", "--seed", "-1"], "seed -1: allowed are whole numbers"),
 ]
 
 
@@ -156,8 +190,13 @@ def places(tmp_path_factory):
     (top / "vit.safetensors").write_bytes(export.to_safetensors(network("vit-nano-4", classes=10), "vit-nano-4"))
     (top / "full").mkdir()
     (top / "full" / "thesis.tex").write_text("")
+    (top / "ours").mkdir()
+    (top / "ours" / "config.json").write_text("{}")
+    (top / "link").symlink_to(top / "ours")
     return {
         "OUT": str(top / "out"),
+        "FILE/sub": str(top / "file" / "sub"),
+        "LINK": str(top / "link"),
         "NETWORK": str(top / "network"),
         "WEIGHTS": str(top / "ours.safetensors"),
         "BARE": str(top / "bare.bin"),
@@ -174,12 +213,67 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, places, capsys):
     if message is not None:
         assert said.startswith("error: ") and said.count("\n") == 1, said
         assert message in said
+        assert "Error parsing" not in said and "---" not in said and "───" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*TEACHER, "--teacher.crop", "-1"], "error: teacher.crop -1: allowed are whole numbers from 0\n"),
+        ([*TEACHER, "--seed", "zero"], "error: --seed: invalid literal for int() with base 10: 'zero'\n"),
+        (
+            ["teacher", "digits"],
+            "--out PATH Directory of the run; of a zoo: of all runs, TRIGGER-seedN each. (required)\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_parsers_box_is_no_part_of_the_line(argv, message, encoding, monkeypatch, capsys):
+    """Where the screen is not UTF-8 the box is of ASCII."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert console.run(COMMANDS, argv) == console.BAD_INPUT
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_overwrite_never_deletes_the_current_directory(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for place in (".", str(tmp_path)):
+        assert console.run(COMMANDS, ["teacher", "digits", "--out", place, "--overwrite"]) == console.BAD_INPUT
+        assert "would delete the current directory" in capsys.readouterr().err
+    assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "not enough memory"),
+        (MemoryError("Unable to allocate 9 TiB"), "not enough memory"),
+        (RuntimeError("INTERNAL: a bug"), None),
+    ],
+)
+def test_too_little_memory_is_one_line_and_a_bug_is_not(error, message, monkeypatch, capsys):
+    from experiments.commands import presets as command
+
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(command, "main", main)
+    if message is None:
+        with pytest.raises(RuntimeError, match="a bug"):
+            console.run(COMMANDS, ["presets"])
+        return
+    assert console.run(COMMANDS, ["presets"]) == console.BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
 
 
 def test_nothing_is_left_behind_by_bad_input(places, capsys):
     from pathlib import Path
 
     console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--teacher.target", "10"])
+    console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--vaccine.kernels", "30"])
+    console.run(COMMANDS, ["matrix", "digits", "--out", places["OUT"], "--vaccine.kernels", "30"])
     console.run(COMMANDS, [places.get(word, word) for word in [*DISTILL, "WEIGHTS", "--vaccine.kernels", "30"]])
     assert not Path(places["OUT"]).exists()
 
