@@ -87,11 +87,7 @@ def test_one_program_computes_what_the_host_dispatches(preset, reference):
 
 def test_eight_devices_compute_what_one_does(preset, reference):
     state, _ = trained(preset, "abd", mesh=sharding.data_mesh(8))
-    chex.assert_trees_all_close(
-        jax.tree.map(np.asarray, state.student.variables),
-        jax.tree.map(np.asarray, reference[0].student.variables),
-        **TOLERANCE,
-    )
+    assert_trained_alike(preset, jax.tree.map(np.asarray, state.student.variables), reference[0].student.variables)
     assert len(jax.tree.leaves(state.student.variables)[0].sharding.device_set) == 8
 
 
@@ -126,8 +122,8 @@ def test_phases_follow_the_schedule():
 
 def test_defense_none_has_no_vaccine_and_unknown_ones_are_refused():
     assert prepared(small.PRESET, "none")[1].vaccine is None
-    with pytest.raises(ValueError, match=r"defense 'abs'.*did you mean 'abd'"):
-        Distillation.make(small.PRESET, "abs", small.teacher())
+    with pytest.raises(ValueError, match=r"defense 'abdd'.*did you mean 'abd'"):
+        Distillation.make(small.PRESET, "abdd", small.teacher())
 
 
 def test_the_teacher_is_overruled_where_it_falls_for_the_suspected_trigger():
