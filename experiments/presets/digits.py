@@ -2,7 +2,8 @@
 
     python -m experiments reproduce digits --out runs/demo
 
-Results and how its settings were chosen: docs/study.md.
+Two CPU cores: teacher half a minute, vanilla student 2.3 minutes, ABD 3. Seeds 0, 1, 2, ACC / ASR in %: vanilla
+94.8 ± 1.8 / 99.9 ± 0.2, ABD 93.1 ± 4.2 / 0.0 ± 0.0. How its settings were chosen: docs/study.md.
 """
 
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
