@@ -27,3 +27,13 @@ def dtype_promotion(request: pytest.FixtureRequest):
     """Strict dtype promotion, except where Optax itself breaks it."""
     with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("optax") else "strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Forgets a module's compiled programs: those of all tests need more memory maps than Linux gives a process.
+
+    XLA then aborts in the midst of a compilation (vm.max_map_count, 65 530 by default).
+    """
+    yield
+    jax.clear_caches()
