@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 Config = TypeVar("Config")
 
@@ -33,8 +34,10 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help"):
         stdout.print(f"usage: {PROGRAM} COMMAND PRESET [--options]\n\ncommands:", highlight=False)
+        listed = Table.grid(padding=(0, 2))
         for name, summary in commands.items():
-            stdout.print(f"  {name:<10} {summary}", highlight=False)
+            listed.add_row(f"  {name}", summary)
+        stdout.print(listed)
         stdout.print(
             f"\nstart with: {PROGRAM} reproduce digits --out runs/demo\n"
             f"every command explains itself: {PROGRAM} COMMAND --help",
@@ -122,15 +125,19 @@ def _unboxed(text: str) -> str:
 
 
 class ProgressBar:
-    """A rich progress bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.runs`."""
+    """A title, and under it a bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.runs`.
+
+    The bar takes no more than 80 columns, lest rich cut its numbers short.
+    """
 
     def __init__(self) -> None:
         self._rates: dict[str, float] = {}
 
     def begin(self, title: str, total: int, done: int) -> None:
+        if stderr.is_terminal:
+            stderr.print(title, highlight=False)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
@@ -141,7 +148,7 @@ class ProgressBar:
             speed_estimate_period=120,
         )
         self._rates, self._title = {}, title
-        self._task = self._progress.add_task(title, total=total, completed=done, speed="", rates="")
+        self._task = self._progress.add_task("", total=total, completed=done, speed="", rates="")
         self._progress.start()
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:

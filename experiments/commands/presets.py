@@ -19,9 +19,10 @@ def main(argv: list[str]) -> None:
         return
     if argv:
         stdout.print("usage: python -m experiments presets [PRESET]\n", markup=False)
-    table = Table(Column("preset", no_wrap=True), "data set", "teacher → student", "method", "what it is")
+    table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
     for name, module in modules.items():
         preset = module.PRESET
         networks = f"{preset.teacher.architecture} → {preset.student.architecture}"
-        table.add_row(name, preset.dataset, networks, preset.method, (module.__doc__ or "").strip().splitlines()[0])
+        facts = f"[dim]{preset.dataset}, {networks}, {preset.method}[/dim]"
+        table.add_row(name, f"{(module.__doc__ or '').strip().splitlines()[0]}\n{facts}")
     stdout.print(table)
