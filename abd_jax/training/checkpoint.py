@@ -15,7 +15,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import CoroutineType
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ Loaded = TypeVar("Loaded")
 
 _POLICIES = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
+_ORBAX = f"{os.sep}orbax{os.sep}"
 NETWORK_FILE = "network.json"
 
 
@@ -73,9 +75,7 @@ def _read(load: Callable[[], Loaded]) -> Loaded:
     Raises:
         CheckpointError: Orbax could not read it; it reports that as KeyError, ValueError, OSError and its own types.
     """
-    report = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None if _is_abandoned(unraisable) else report(unraisable)
-    try:
+    with _abandoned_reads_unreported():
         try:
             return load()
         except Exception as error:
@@ -85,17 +85,32 @@ def _read(load: Callable[[], Loaded]) -> Loaded:
         while any(map(_is_orbax_read, gc.get_objects())) and time.monotonic() < give_up:
             time.sleep(0.01)  # those that TensorStore has not finished are held by it
             gc.collect()
-    finally:
-        sys.unraisablehook = report
     raise CheckpointError(reason)
 
 
 def _is_orbax_read(found: object) -> bool:
-    return type(found) is CoroutineType and f"{os.sep}orbax{os.sep}" in found.cr_code.co_filename
+    return type(found) is CoroutineType and _ORBAX in found.cr_code.co_filename
 
 
-def _is_abandoned(unraisable: Any) -> bool:
-    return _is_orbax_read(unraisable.object) or str(unraisable.exc_value) == "Event loop is closed"
+@contextmanager
+def _abandoned_reads_unreported() -> Iterator[None]:
+    """Silences what Python, TensorStore and asyncio say of reads whose event loop is gone."""
+    report, asyncio_logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def others(unraisable: Any) -> None:
+        if not (_is_orbax_read(unraisable.object) or str(unraisable.exc_value) == "Event loop is closed"):
+            report(unraisable)
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = others
+    asyncio_logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        asyncio_logger.removeFilter(of_others)
+        sys.unraisablehook = report
 
 
 def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
