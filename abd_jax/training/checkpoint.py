@@ -7,13 +7,18 @@ the path of each leaf, so that a file holds arrays and names and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import CoroutineType
 from typing import Any, TypeVar
 
 import jax
@@ -27,9 +32,11 @@ from abd_jax.models import Network
 
 logger = logging.getLogger(__name__)
 Tree = TypeVar("Tree")
+Loaded = TypeVar("Loaded")
 
 _POLICIES = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
+_ORBAX = f"{os.sep}orbax{os.sep}"
 NETWORK_FILE = "network.json"
 
 
@@ -56,6 +63,54 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and placement: Orbax needs the last to read a checkpoint of another number of devices."""
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _read(load: Callable[[], Loaded]) -> Loaded:
+    """`load()`, and nothing left behind if it fails.
+
+    Orbax closes its event loop on the first read that fails. The reads beside it go on without a loop, and Python
+    reports each, with a page of text, when it happens to collect it. So they are collected here, in silence; the error,
+    whose traceback keeps them alive, is left with its first line.
+
+    Raises:
+        CheckpointError: Orbax could not read it; it reports that as KeyError, ValueError, OSError and its own types.
+    """
+    with _abandoned_reads_unreported():
+        try:
+            return load()
+        except Exception as error:
+            reason = _first_line(error)
+        give_up = time.monotonic() + 5
+        gc.collect()
+        while any(map(_is_orbax_read, gc.get_objects())) and time.monotonic() < give_up:
+            time.sleep(0.01)  # those that TensorStore has not finished are held by it
+            gc.collect()
+    raise CheckpointError(reason)
+
+
+def _is_orbax_read(found: object) -> bool:
+    return type(found) is CoroutineType and _ORBAX in found.cr_code.co_filename
+
+
+@contextmanager
+def _abandoned_reads_unreported() -> Iterator[None]:
+    """Silences what Python, TensorStore and asyncio say of reads whose event loop is gone."""
+    report, asyncio_logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def others(unraisable: Any) -> None:
+        if not (_is_orbax_read(unraisable.object) or str(unraisable.exc_value) == "Event loop is closed"):
+            report(unraisable)
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = others
+    asyncio_logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        asyncio_logger.removeFilter(of_others)
+        sys.unraisablehook = report
 
 
 def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
@@ -119,7 +174,7 @@ class Checkpoints:
         for step in steps:
             try:
                 metadata = self._checkpointer.checkpointables_metadata(step)
-                flat = self._checkpointer.load(step, abstract)
+                flat = _read(lambda: self._checkpointer.load(step, abstract))  # noqa: B023
                 state = _rebuilt(template, flat)
                 if digest(state) != (metadata.custom_metadata or {}).get("digest"):
                     raise CheckpointError("its content does not match its digest")
@@ -208,8 +263,8 @@ def load_network(directory: Path) -> tuple[Network, dict[str, Any]]:
         raise CheckpointError(f"{directory / NETWORK_FILE}: {type(error).__name__}: {_first_line(error)}") from error
     wanted = {name: _abstract(leaf) for name, leaf in _flat(dict(template.variables)).items()}
     try:
-        loaded = ocp.load(directory / "variables", wanted)
-    except Exception as error:
+        loaded = _read(lambda: ocp.load(directory / "variables", wanted))
+    except CheckpointError as error:
         raise CheckpointError(
             f"{directory / 'variables'}: damaged, or not the {facts['architecture']} that {NETWORK_FILE} says"
         ) from error

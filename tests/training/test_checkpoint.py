@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import shutil
@@ -10,9 +11,6 @@ import pytest
 from abd_jax.training import checkpoint
 from abd_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests.networks import network
-
-# Orbax leaves coroutines unfinished when a load fails; Python reports that whenever it collects them.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def tree(value: float = 0.0):
@@ -40,6 +38,11 @@ def flip_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def cut_in_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def test_digest_tells_values_names_and_dtypes_apart():
@@ -70,8 +73,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     if damage == "flip":
         flip_byte(biggest_data_file(tmp_path / "2"))
     elif damage == "truncate":
-        path = biggest_data_file(tmp_path / "2")
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        cut_in_half(biggest_data_file(tmp_path / "2"))
     else:
         shutil.rmtree(tmp_path / "2" / "state")
     checkpoints = Checkpoints(tmp_path)
@@ -144,6 +146,7 @@ def edit(path, **changes):
         (lambda p: edit(p, digest="0"), "does not match the digest"),
         (lambda p: shutil.rmtree(p / "variables"), "damaged"),
         (lambda p: flip_byte(biggest_data_file(p / "variables")), "digest|damaged|finite"),
+        (lambda p: cut_in_half(biggest_data_file(p / "variables")), "damaged"),
     ],
 )
 def test_a_spoiled_network_is_one_clear_error(tmp_path, spoil, message):
@@ -152,6 +155,7 @@ def test_a_spoiled_network_is_one_clear_error(tmp_path, spoil, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoint.load_network(tmp_path / "n")
     assert "\n" not in str(caught.value)
+    gc.collect()  # an abandoned read that Orbax left would be reported here, as a warning and so as a failure
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
