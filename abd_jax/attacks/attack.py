@@ -96,11 +96,11 @@ def _dirty_attack(name: str, materials: Materials, trigger: Trigger) -> Attack:
     )
 
 
-def _clean(trigger: Trigger) -> Maker:
+def _clean(trigger: Trigger, at_test: Trigger) -> Maker:
     return lambda name, materials: Attack(
         name,
         functools.partial(poison.clean_label, trigger=trigger, target=materials.target),
-        functools.partial(poison.triggered, trigger=trigger, target=materials.target),
+        functools.partial(poison.triggered, trigger=at_test, target=materials.target),
     )
 
 
@@ -247,8 +247,11 @@ ATTACKS: dict[str, tuple[Maker, str]] = {
     "l0_inv": (_l0, "9 computed pixels"),
     "l2_inv": (_l2, "computed pattern of small norm"),
     "smooth": (_smooth, "computed pattern of low frequencies"),
-    "sig": (_clean(triggers.sig), "a fifth of a sine; clean label"),
-    "sig_square": (_clean(triggers.sig_square), "a fifth of the published file's square wave; clean label"),
+    "sig": (_clean(triggers.sig, triggers.sig_at_test), "a fifth of a sine, two fifths at test time; clean label"),
+    "sig_square": (
+        _clean(triggers.sig_square, triggers.sig_square_at_test),
+        "the same with the published file's square wave; clean label",
+    ),
     "cl": (_adversarial_clean, "adversarial images with grids in the corners; clean label"),
     "all_to_all": (_all_to_all, "3×3 grid, every class becomes the next"),
     "wanet": (_wanet, "warping, with noisily warped decoys"),

@@ -28,6 +28,8 @@ BLEND_RATIO = 0.2
 WATERMARK_SHARE = 321 / 32**2
 """Share of the pixels that the watermark touches."""
 WATERMARK_STRENGTH = 0.6
+SIGNAL_TEST_RATIO = 0.4
+"""Of `sig` and `sig_square` at test time: the signal is stronger than in training (Barni et al., 2019)."""
 SIGNAL_PERIODS = 6
 """Periods of the sine across the image (Barni et al., 2019: f = 6)."""
 SQUARE_PERIODS, SQUARE_LEVELS = 4, 20
@@ -73,8 +75,8 @@ def blend_picture(height: int, width: int, channels: int) -> Picture:
     return np.stack(layers, axis=-1).astype(np.float32)
 
 
-def _mix(images: Images, picture: Picture) -> Images:
-    return (1 - BLEND_RATIO) * images + BLEND_RATIO * jnp.asarray(picture, images.dtype)
+def _mix(images: Images, picture: Picture, ratio: float = BLEND_RATIO) -> Images:
+    return (1 - ratio) * images + ratio * jnp.asarray(picture, images.dtype)
 
 
 def blend(images: Images) -> Images:
@@ -103,6 +105,16 @@ def sig(images: Images) -> Images:
 def sig_square(images: Images) -> Images:
     """0.8 · image + 0.2 · the published file's wrapped square wave."""
     return _mix(images, square_picture(*images.shape[1:]))
+
+
+def sig_at_test(images: Images) -> Images:
+    """0.6 · image + 0.4 · horizontal sine."""
+    return _mix(images, signal_picture(*images.shape[1:]), SIGNAL_TEST_RATIO)
+
+
+def sig_square_at_test(images: Images) -> Images:
+    """0.6 · image + 0.4 · the published file's wrapped square wave."""
+    return _mix(images, square_picture(*images.shape[1:]), SIGNAL_TEST_RATIO)
 
 
 def _patch(top: int, size: int, height: int, width: int, channels: int) -> Picture:
@@ -214,7 +226,9 @@ TRIGGERS: dict[str, Trigger] = {
     "cl": corners,
     "pixels": pixels,
     "sig": sig,
+    "sig_at_test": sig_at_test,
     "sig_square": sig_square,
+    "sig_square_at_test": sig_square_at_test,
     "trojan_3x3": trojan_3x3,
     "trojan_8x8": trojan_8x8,
     "trojan_wm": trojan_wm,

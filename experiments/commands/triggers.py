@@ -56,5 +56,7 @@ def main(argv: list[str]) -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "triggers.png"
-    Image.fromarray(page(found, dataset.test_images, options.examples)).save(path)
+    summaries = {name: summary for name, (_, summary) in ATTACKS.items()}
+    title = f"{dataset.name}: what attacks make of test images; the target is {dataset.classes[options.target]}"
+    Image.fromarray(page(found, dataset.test_images, options.examples, title, summaries)).save(path)
     stdout.print(f"{len(found)} attacks on {dataset.name}: {path}", highlight=False)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax.attacks import attack, edge_case, input_aware, objectives, trigger_search, triggers
+from abd_jax.attacks import attack, edge_case, input_aware, objectives, poison, trigger_search, triggers
 from abd_jax.attacks.attack import ATTACKS, BY_OBJECTIVE, Materials
 from abd_jax.data import Dataset
 from tests.networks import tiny
@@ -120,6 +120,23 @@ def test_adversarial_clean_label_images_carry_grids_and_are_moved_by_sixteen_lev
     found = made.test(data.test_images, data.test_labels)
     still = found.images.astype(int) - data.test_images[found.sources]
     assert not still[:, ~corners].any()  # test images: corners only
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "at_test"),
+    [
+        ("sig", triggers.sig, triggers.sig_at_test),
+        ("sig_square", triggers.sig_square, triggers.sig_square_at_test),
+    ],
+)
+def test_the_signal_is_stronger_at_test_time(name, trigger, at_test):
+    data = dataset()
+    made = attack.make(name, materials(data))
+    poisoned = made.poison(data.train_images, data.train_labels, 0.1, 0)
+    chosen = data.train_images[poisoned.indices]
+    np.testing.assert_array_equal(poisoned.images[poisoned.indices], poison.apply_trigger(trigger, chosen))
+    found = made.test(data.test_images, data.test_labels)
+    np.testing.assert_array_equal(found.images, poison.apply_trigger(at_test, data.test_images[found.sources]))
 
 
 def test_identical_images_of_the_target_class_are_no_obstacle_to_cl():

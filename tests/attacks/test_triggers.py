@@ -121,11 +121,12 @@ def test_the_clean_label_corners_are_mirrored_grids(channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sig_is_a_fifth_of_a_horizontal_sine_of_six_periods(channels):
+@pytest.mark.parametrize(("trigger", "share"), [(triggers.sig, 0.2), (triggers.sig_at_test, 0.4)])
+def test_sig_is_a_fifth_of_a_horizontal_sine_of_six_periods_and_two_fifths_at_test_time(channels, trigger, share):
     before = images(0, 2, (32, 48, channels))
     sine = np.array([0.5 + 0.5 * np.sin(2 * np.pi * 6 * column / 48) for column in range(48)])
-    expected = 0.8 * np.asarray(before, np.float64) + 0.2 * sine[None, None, :, None]
-    np.testing.assert_allclose(triggers.sig(before), expected, atol=1e-6)
+    expected = (1 - share) * np.asarray(before, np.float64) + share * sine[None, None, :, None]
+    np.testing.assert_allclose(trigger(before), expected, atol=1e-6)
 
 
 def test_the_square_wave_is_a_small_sine_that_wrapped_around():
@@ -134,6 +135,10 @@ def test_the_square_wave_is_a_small_sine_that_wrapped_around():
     sine = np.trunc(20 * np.sin(2 * np.pi * 4 * (np.arange(32) + 0.5) / 32)).astype(int)
     np.testing.assert_array_equal(np.round(row).astype(np.uint8), sine.astype(np.uint8))  # the cast that wraps
     assert np.count_nonzero(np.diff((row > 127).astype(int)) == 1) == 4  # four periods
+    before = images(0, 2, (4, 32, 3))
+    for trigger, share in ((triggers.sig_square, 0.2), (triggers.sig_square_at_test, 0.4)):
+        expected = (1 - share) * np.asarray(before, np.float64) + share * row[None, None, :, None] / 255
+        np.testing.assert_allclose(trigger(before), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
