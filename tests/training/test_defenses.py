@@ -16,7 +16,7 @@ from abd_jax.defenses.i_bau import IBAU
 from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.synthesis.bank import BankConfig
-from abd_jax.training import dispatch, distill, keys, runs
+from abd_jax.training import dispatch, distill, evidence, keys, runs
 from abd_jax.training.config import StudentConfig
 from abd_jax.training.distill import Distillation, Parts
 from abd_jax.training.run_directory import RunDirectory, describe
@@ -220,7 +220,7 @@ def test_repair_draws_from_the_final_synthesizer_and_is_repeatable(tmp_path):
     class Watched(Distillation):
         rival = property(lambda self: Watching())
 
-    runs._repair(
+    evidence.repair(
         RunDirectory(tmp_path), Watched(run.preset, run.defense, run.synthesizer), small.key(1), state, teacher()
     )
     first, second, again = seen[0]

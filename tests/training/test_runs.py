@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax.training import checkpoint, metrics, run_directory, runs
+from abd_jax.training import checkpoint, evaluate, metrics, run_directory, runs, stage
 from abd_jax.training.run_directory import RunDirectory, describe
 from tests.training import small
 
 pytestmark = pytest.mark.optax
 
 
-class Recorder(runs.Silent):
+class Recorder(stage.Silent):
     """Remembers what it is told, and sends SIGTERM when a step is reached."""
 
     def __init__(self, terminate_at=None):
@@ -67,7 +67,7 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
         ["preset", "dataset", "method", "trigger", "seed", "role", "defense", "acc", "asr", "ra", "seconds"]
     )
     assert (row["role"], row["defense"], row["seed"], row["method"]) == ("student", "sv", 5, "zskt")
-    rates, notes = runs.evaluate_directory(path, lambda name: small.dataset())
+    rates, notes = evaluate.evaluate_directory(path, lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
     assert notes["defense"] == "sv"
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6]
@@ -79,7 +79,7 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
 
 def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(runs.Interrupted, match="saved at step 3 of 6; go on with --resume"):
+    with pytest.raises(stage.Interrupted, match="saved at step 3 of 6; go on with --resume"):
         student(tmp_path / "run", observer=Recorder(terminate_at=3))
     assert signal.getsignal(signal.SIGTERM) == before
     stored = tmp_path / "run" / metrics.METRICS_FILE
@@ -101,7 +101,7 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
 
 def test_a_terminated_run_with_an_inverted_trigger_resumes_to_bitwise_the_same(inverted, tmp_path):
     path = tmp_path / "parts"
-    with pytest.raises(runs.Interrupted, match="go on with --resume"):
+    with pytest.raises(stage.Interrupted, match="go on with --resume"):
         student(path, defense="abd", preset=small.INVERTED, observer=Recorder(terminate_at=3))
     resumed = student(path, defense="abd", preset=small.INVERTED, existing="resume")
     assert lines(path) == lines(inverted[0])
@@ -130,7 +130,7 @@ def diverging(directory, total=4, bad=4, every=2):
             tree = tree + 1 if done < bad else tree * np.nan
             yield done, tree, {"loss": tree.sum()}
 
-    return runs._loop(directory, 0.0, runs.Silent(), "", jax.numpy.zeros(3), steps, total, every)
+    return stage.run(directory, 0.0, stage.Silent(), "", jax.numpy.zeros(3), steps, total, every)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def teacher(path, existing="refuse", observer=None):
 
 def test_a_teacher_resumes_to_bitwise_the_same(tmp_path):
     row = teacher(tmp_path / "whole")
-    with pytest.raises(runs.Interrupted):
+    with pytest.raises(stage.Interrupted):
         teacher(tmp_path / "run", observer=Recorder(terminate_at=1))
     again = teacher(tmp_path / "run", existing="resume")
     assert {**row, "seconds": 0} == {**again, "seconds": 0}
@@ -190,14 +190,14 @@ def test_a_nasty_teacher_has_a_normal_network_beside_it_and_resumes_to_bitwise_t
         return runs.train_teacher(directory, small.PRESET, small.dataset(), "nasty", 1, observer)
 
     row = nasty(tmp_path / "whole")
-    with pytest.raises(runs.Interrupted, match="normal: saved at step 1"):
+    with pytest.raises(stage.Interrupted, match="normal: saved at step 1"):
         nasty(tmp_path / "run", observer=Recorder(terminate_at=1))
     assert {**nasty(tmp_path / "run", existing="resume"), "seconds": 0} == {**row, "seconds": 0}
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(tmp_path / "whole"))
     assert len(lines(tmp_path / "run" / "normal")) == small.PRESET.teacher.epochs
     notes = checkpoint.load_network(tmp_path / "run" / "network")[1]
     assert notes["poisoned"] == [] and notes["acc"] == row["acc"] and notes["classes"] == list("0123456789")
-    rates, _ = runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+    rates, _ = evaluate.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
 
 
@@ -250,4 +250,4 @@ def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(w
     with np.load(tmp_path / "run" / "vaccine.npz") as stored:
         assert "synthetic" in stored and "clean" not in stored and "triggered" not in stored
     with pytest.raises(ValueError, match="does not tell dataset, trigger, target"):
-        runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+        evaluate.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
