@@ -251,7 +251,7 @@ def distill_student(
         test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
-    best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
+    best = (jnp.full((), -1.0, jnp.float32), jax.tree.map(jnp.copy, state.student.variables))
     alone, tree = teacher, (state, best)
     if mesh is not None:
         teacher, tree = sharding.replicate((teacher, tree), mesh)
@@ -273,7 +273,8 @@ def distill_student(
         state, best = tree
         rounds = dispatch.compile_rounds(run, root, state, teacher)
         if test is not None:
-            evaluation.rates(state.student, test)  # compiles before the first round
+            impossible = evaluation.named_rates(state.student, test)["acc"] - 2
+            best = _keep_better(best, impossible, state.student.variables)  # all compiled before the first round
         for step in range(first, settings.cycles):
             state, metrics = rounds[run.phase(step)](root, state, teacher)
             due = (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles

@@ -28,6 +28,23 @@ class Recorder(stage.Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Compilations(stage.Silent):
+    """Counts what has been compiled when it is told of a step."""
+
+    def __init__(self):
+        self.compiled, self.seen = 0, {}
+        jax.monitoring.register_event_duration_secs_listener(self.count)
+
+    def count(self, event, *_, **__):
+        self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    def advance(self, done, metrics):
+        self.seen.setdefault(done, self.compiled)
+
+    def end(self):
+        jax.monitoring.unregister_event_duration_listener(self.count)
+
+
 def student(path, existing="refuse", observer=None, defense="sv", preset=small.PRESET):
     directory = RunDirectory.open(path, describe(preset, defense=defense), existing)
     return runs.make_student(
@@ -45,20 +62,20 @@ def variables(path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, key_reuse):
-    path = tmp_path_factory.mktemp("runs") / "whole"
+    path, observer = tmp_path_factory.mktemp("runs") / "whole", Compilations()
     with jax.numpy_dtype_promotion("standard"):
-        return path, student(path)
+        return path, student(path, observer=observer), observer.seen
 
 
 @pytest.fixture(scope="module")
 def inverted(tmp_path_factory, key_reuse):
-    path = tmp_path_factory.mktemp("runs") / "inverted"
+    path, observer = tmp_path_factory.mktemp("runs") / "inverted", Compilations()
     with jax.numpy_dtype_promotion("standard"):
-        return path, student(path, defense="abd", preset=small.INVERTED)
+        return path, student(path, defense="abd", preset=small.INVERTED, observer=observer), observer.seen
 
 
 def test_a_student_leaves_its_files_and_an_honest_row(whole):
-    path, row = whole
+    path, row, _ = whole
     for name in ("config.json", "metrics.jsonl", "result.json", "samples.npz", "vaccine.npz", "network", "best"):
         assert (path / name).exists(), name
     assert list((path / "tensorboard").iterdir())
@@ -77,6 +94,14 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
         assert vaccine["clean"].shape == (24,)
 
 
+@pytest.mark.parametrize("run", ["whole", "inverted"])
+def test_nothing_compiles_after_the_first_round_of_a_run(run, request):
+    """Not for the first evaluation, nor for the first retrospective round either."""
+    *_, compiled = request.getfixturevalue(run)
+    assert compiled[1] > 5 and set(compiled) == {1, 2, 3, 4, 5, 6}
+    assert set(compiled.values()) == {compiled[1]}
+
+
 def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(stage.Interrupted, match="saved at step 3 of 6; go on with --resume"):
@@ -92,7 +117,7 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
 
 
 def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
-    path, _ = inverted
+    path, *_ = inverted
     with np.load(path / "inversion.npz") as found:
         assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
         np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
