@@ -20,7 +20,7 @@ from abd_jax.report import audit as pages
 from abd_jax.settings import check_seeds
 from abd_jax.synthesis import Method, register
 from abd_jax.training import audit as auditing
-from abd_jax.training import checkpoint, runs
+from abd_jax.training import checkpoint, checks, runs
 from abd_jax.training.audit import AuditConfig
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Screens
@@ -145,11 +145,11 @@ def distill(
     settings = (preset or Preset(name="library", dataset="digits")).with_method(method)
     chosen = dataclasses.replace(settings.student, architecture=student, cycles=cycles or settings.student.cycles)
     settings = dataclasses.replace(settings, student=chosen)
-    settings, _ = runs.fit_to_file(settings, teacher.network, {"architecture": teacher.architecture})
+    settings, _ = checks.fit_to_file(settings, teacher.network, {"architecture": teacher.architecture})
     name, screens = (defense, None) if isinstance(defense, str) else ("none", defense)
     classes = tuple(map(str, teacher.notes.get("classes", ())))
     check_seeds("seed", seed)
-    runs.check_student(settings, None, teacher.network, name, classes)
+    checks.check_student(settings, None, teacher.network, name, classes)
     observer = _Telling(progress) if progress else None
     with tempfile.TemporaryDirectory() as temporary:
         facts = {"role": "student", "seed": seed, "defense": name if screens is None else _name(screens)}

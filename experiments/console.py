@@ -47,7 +47,7 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
     try:
         command = choose("command", argv[0], commands)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
-        from abd_jax.training.runs import Interrupted
+        from abd_jax.training.stage import Interrupted
 
         try:
             importlib.import_module(f"experiments.commands.{command}").main(argv[1:])

@@ -25,7 +25,7 @@ from abd_jax.attacks.attack import BY_OBJECTIVE
 from abd_jax.attacks.objectives import Adversarial, hard_labels
 from abd_jax.data import Dataset
 from abd_jax.models import Network
-from abd_jax.training import attacks, keys, runs
+from abd_jax.training import attacks, keys, runs, stage
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training.evaluate import TestSet
@@ -76,8 +76,8 @@ def measure_robust_loss(
     share: float,
     robust: Adversarial,
     seed: int,
-    observer: runs.Observer | None = None,
-) -> runs.Row:
+    observer: stage.Observer | None = None,
+) -> stage.Row:
     """Robust training on a set of which `share` is poisoned by the preset's attack; a finished one is not run again.
 
     Returns:
@@ -105,7 +105,7 @@ def measure_robust_loss(
         keys.root(seed, "teacher"),
         test,
         f"robust training · {preset.trigger} · {share:.0%} poisoned",
-        observer or runs.Silent(),
+        observer or stage.Silent(),
     )
     rest = np.setdiff1d(np.arange(len(poisoned.labels)), poisoned.indices)
 
@@ -138,8 +138,8 @@ def measure_memorization(
     dataset: Dataset,
     count: int,
     seed: int,
-    observer: runs.Observer | None = None,
-) -> runs.Row:
+    observer: stage.Observer | None = None,
+) -> stage.Row:
     """Trains on the clean set and `count` labeled noise images; a finished one is not run again.
 
     Returns:
@@ -165,14 +165,14 @@ def measure_memorization(
         keys.root(seed, "teacher"),
         test,
         f"memorization of {count} noise images",
-        observer or runs.Silent(),
+        observer or stage.Silent(),
     )
     memorized = float(np.mean(np.asarray(evaluation.predict(network, noise)) == given)) if count else 1.0
     row = {"count": count, "memorized": memorized, "acc": evaluation.evaluate(network, test).acc}
     return directory.finish({**row, "seconds": round(time.perf_counter() - started, 1)})
 
 
-def capacity(rows: Sequence[runs.Row]) -> int:
+def capacity(rows: Sequence[stage.Row]) -> int:
     """The largest count up to which every one was memorized without loss of accuracy.
 
     Args:

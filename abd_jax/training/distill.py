@@ -418,23 +418,28 @@ def distill_round(
             state,
             run.preset.synthesis.updates,
         )
-    shared, taught = parts.teach(run, phase, key, state, teacher, np.int32(0))
-
-    if phase.retrospective and run.hunts:
+    hunts = phase.retrospective and run.hunts
+    if hunts or not run.synthesizer.fresh:
+        shared = parts.teach(run, phase, key, state, teacher, np.int32(0))
+    if hunts:
         state, _ = parts.repeat(
-            lambda state, step: (parts.hunt(run, key, state, shared, step), {}), state, run.preset.retrospection.hunt
+            lambda state, step: (parts.hunt(run, key, state, shared[0], step), {}),
+            state,
+            run.preset.retrospection.hunt,
         )
 
     def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
-        lesson = parts.teach(run, phase, key, state, teacher, update)[0] if run.synthesizer.fresh else shared
+        lesson, taught = parts.teach(run, phase, key, state, teacher, update) if run.synthesizer.fresh else shared
         if not phase.retrospective or run.pastes:
-            return parts.study(run, phase, key, state, lesson, update)
+            state, metrics = parts.study(run, phase, key, state, lesson, update)
+            return state, taught | metrics
         ascent, _ = parts.repeat(
             lambda ascent, _: (parts.ascend(run, ascent, state, teacher), {}),
             parts.begin_ascent(run, key, state, teacher, lesson, update),
             run.preset.retrospection.ascent_steps,
         )
-        return parts.study(run, phase, key, state, lesson, update, ascent.delta)
+        state, metrics = parts.study(run, phase, key, state, lesson, update, ascent.delta)
+        return state, taught | metrics
 
     state, more = parts.repeat(update_student, state, run.preset.student.updates)
-    return dataclasses.replace(state, step=state.step + 1), metrics | taught | more
+    return dataclasses.replace(state, step=state.step + 1), metrics | more

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxtyping import Array, Int, UInt8
 from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.models import Network
-from abd_jax.training import attacks
+from abd_jax.training import attacks, checkpoint
 
 BATCH = 500
 
@@ -98,3 +100,24 @@ def rates(network: Network, test: TestSet) -> Array:
 def evaluate(network: Network, test: TestSet) -> Rates:
     """ACC, ASR and RA; waits for the device."""
     return Rates(*np.asarray(rates(network, test)).astype(float).tolist())
+
+
+def named_rates(network: Network, test: TestSet) -> dict[str, Array]:
+    """`rates` under the names that metrics and rows have them by."""
+    return dict(zip(Rates._fields, rates(network, test), strict=True))
+
+
+def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[Rates, dict[str, Any]]:
+    """ACC, ASR and RA of the network saved in a run's directory (or in a network's own), with its notes.
+
+    Raises:
+        CheckpointError: nothing there, or damaged.
+        ValueError: its notes name an unknown data set or trigger.
+    """
+    inner = path / "network"
+    network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
+    missing = [name for name in ("dataset", "trigger", "target") if notes.get(name) is None]
+    if missing:
+        raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}")
+    test = TestSet.make(load(notes["dataset"]), notes["trigger"], notes["target"])
+    return evaluate(network, test), notes

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from abd_jax import data
-from abd_jax.training import checkpoint, config, runs
+from abd_jax.training import checkpoint, config, runs, stage
 from abd_jax.training.executors import Died, Execute
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE, RunDirectory, write_json
 
@@ -156,7 +156,7 @@ class _Lines:
     def end(self) -> None: ...
 
 
-def train(cell: Cell) -> runs.Row:
+def train(cell: Cell) -> stage.Row:
     """Trains a cell's network, or goes on with it, and returns its row.
 
     Raises:
@@ -175,7 +175,7 @@ def train(cell: Cell) -> runs.Row:
 class Outcome:
     """What became of a cell: its row, or an error of one line; neither, if it was told to stop."""
 
-    row: runs.Row | None = None
+    row: stage.Row | None = None
     error: str | None = None
 
 
@@ -205,7 +205,7 @@ def attempt(cell: Cell) -> Outcome:
     with _output_to(cell.log):
         try:
             return Outcome(row=train(cell))
-        except runs.Interrupted as interruption:
+        except stage.Interrupted as interruption:
             print(interruption, flush=True)
             return Outcome()
         except Exception as error:
@@ -264,7 +264,7 @@ class Matrix:
         """One per cell, as in `grid.json`."""
         return list(self._entries.values())
 
-    def rows(self) -> list[runs.Row]:
+    def rows(self) -> list[stage.Row]:
         places = (self.top / name / RESULT_FILE for name, entry in self._entries.items() if entry["state"] == "done")
         return [json.loads(place.read_text()) for place in places]
 
@@ -309,8 +309,8 @@ def run(
         matrix.mark(cell, outcome)
         tell(cell, outcome, finished, len(asked))
 
-    for stage in (teachers, students):
-        waiting = [cell for cell in stage if not cell.done]
+    for cells in (teachers, students):
+        waiting = [cell for cell in cells if not cell.done]
         for cell in [cell for cell in waiting if cell.defense is not None and not cell.teacher.done]:
             waiting.remove(cell)
             end(cell, Outcome(error=f"no teacher: {cell.teacher.name} failed"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from abd_jax import data
 from abd_jax.interop.teacher import read_described
 from abd_jax.settings import check_seeds
-from abd_jax.training import config, runs
+from abd_jax.training import checks, config, runs
 from abd_jax.training.run_directory import RunDirectory, describe
 from experiments.commands._common import File, FileFacts, PresetFields, existing, with_preset
 from experiments.console import ProgressBar, stdout
@@ -45,13 +45,13 @@ def main(argv: list[str]) -> None:
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
     unknown = notes.get("dataset") is None  # a file, or a student that was distilled from one
     if unknown:
-        preset, reason = runs.fit_to_file(options.preset, teacher, notes)
+        preset, reason = checks.fit_to_file(options.preset, teacher, notes)
         dataset, reason = (None, reason) if reason else _load(preset.dataset)
     else:
-        preset, reason = runs.fit_to_teacher(options.preset, teacher, notes), ""
+        preset, reason = checks.fit_to_teacher(options.preset, teacher, notes), ""
         dataset = data.load(preset.dataset)
     classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
-    runs.check_student(preset, dataset, teacher, options.defense, classes, options.devices)
+    checks.check_student(preset, dataset, teacher, options.defense, classes, options.devices)
     trigger = preset.trigger if dataset is not None else None
     facts = {
         "role": "student",

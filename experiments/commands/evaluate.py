@@ -11,7 +11,7 @@ import tyro
 from rich.table import Table
 
 from abd_jax import data
-from abd_jax.training import runs
+from abd_jax.training import evaluate as evaluation
 from experiments.console import parse, stdout
 
 
@@ -28,7 +28,7 @@ class Evaluate:
 def main(argv: list[str]) -> None:
     """Parses, evaluates and prints."""
     options = parse(Evaluate, argv, prog="evaluate", description="ACC, ASR and RA of the network saved in a directory.")
-    rates, notes = runs.evaluate_directory(options.directory, data.load)
+    rates, notes = evaluation.evaluate_directory(options.directory, data.load)
     shown = ("role", "defense", "dataset", "trigger", "target", "seed", "architecture")
     facts = {name: notes.get(name) for name in shown}
     if options.json:

@@ -14,7 +14,7 @@ from abd_jax import data, synthesis
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_matrix_page
 from abd_jax.settings import check_seeds
-from abd_jax.training import config, executors, matrix, runs
+from abd_jax.training import checks, config, executors, matrix, stage
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import PROGRAM, stderr, stdout
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     dataset = data.load(options.preset.dataset)
     for preset in presets:
         config.check_teacher(preset, dataset)
-        runs.check_students(preset, dataset, options.defenses)
+        checks.check_students(preset, dataset, options.defenses)
     top = options.out.absolute()
     teachers, students = matrix.cells(top, presets, triggers, options.defenses, options.seeds)
     execute = _executor(options, top)
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
     try:
         grid = matrix.run(top, teachers, students, execute, tell)
     except executors.Terminated as error:
-        raise runs.Interrupted(f"{options.out}: {error}") from error
+        raise stage.Interrupted(f"{options.out}: {error}") from error
     page = write_matrix_page(top)
     stdout.print(results_table(grid.rows()))
     stdout.print(f"results: {options.out / matrix.RESULTS_FILE}\nreport:  {options.out / page.name}", highlight=False)

@@ -12,7 +12,7 @@ from abd_jax import data
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_page
 from abd_jax.settings import check_seeds
-from abd_jax.training import checkpoint, config, runs
+from abd_jax.training import checkpoint, checks, config, runs
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import PROGRAM, ProgressBar, stdout
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     preset, names = options.preset, options.triggers or (options.preset.trigger,)
     dataset = data.load(preset.dataset)
     config.check_teacher(preset, dataset)
-    runs.check_students(preset, dataset, options.defenses, options.devices)
+    checks.check_students(preset, dataset, options.defenses, options.devices)
     facts = {"triggers": names, "seeds": options.seeds, "defenses": options.defenses, "classes": dataset.classes}
     command = f"{PROGRAM} reproduce {shlex.join(argv)}"
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from abd_jax import data
 from abd_jax.attacks.attack import ATTACKS, check_name
 from abd_jax.settings import check_seeds
-from abd_jax.training import config, runs
+from abd_jax.training import config, runs, stage
 from abd_jax.training.run_directory import RunDirectory, describe
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import ProgressBar, stdout
@@ -80,12 +80,12 @@ def _zoo(options: Teacher, dataset: data.Dataset, overwrite: bool, resume: bool)
     stdout.print(table)
 
 
-def _train(options: Teacher, dataset: data.Dataset, trigger: str, seed: int, place: Path, mode) -> runs.Row:
+def _train(options: Teacher, dataset: data.Dataset, trigger: str, seed: int, place: Path, mode) -> stage.Row:
     preset = dataclasses.replace(options.preset, trigger=trigger)
     facts = {"role": "teacher", "trigger": trigger, "seed": seed, "classes": dataset.classes}
     directory = RunDirectory.open(place, describe(preset, **facts), mode)
     return runs.train_teacher(directory, preset, dataset, trigger, seed, ProgressBar())
 
 
-def _rates(row: runs.Row) -> str:
+def _rates(row: stage.Row) -> str:
     return " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))

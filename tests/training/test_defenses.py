@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import types
 
 import jax
@@ -16,12 +17,14 @@ from abd_jax.defenses.i_bau import IBAU
 from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.synthesis.bank import BankConfig
-from abd_jax.training import dispatch, distill, keys, runs
+from abd_jax.training import config as configs
+from abd_jax.training import dispatch, distill, evidence, keys, runs
 from abd_jax.training.config import StudentConfig
 from abd_jax.training.distill import Distillation, Parts
 from abd_jax.training.run_directory import RunDirectory, describe
+from experiments import presets
 from tests import networks
-from tests.training import small
+from tests.training import small, waiting
 
 pytestmark = pytest.mark.optax
 
@@ -104,6 +107,7 @@ def rounds(run, state, teacher):
         dispatch.teach,
         dispatch.begin_ascent,
         dispatch.ascend,
+        dispatch.hunt,
         dispatch.study,
     )
     for step in range(2):
@@ -147,8 +151,98 @@ def test_a_student_learns_under_abd(method):
     assert min(jax.tree.leaves(moved)) > 0 and state.step == 2
 
 
-def test_every_method_is_tried_here():
+PUBLISHED = ("digits-paper", "digits-released")
+AFTER = ("clp", "fine_pruning", "nad", "i_bau")
+
+
+@functools.cache
+def form(name):
+    """A preset's form of the defense, small enough to compile in a second."""
+    whole = presets.presets()[name]
+    hunt = min(whole.retrospection.hunt, 2)
+    return dataclasses.replace(
+        preset(cycles=4),
+        vaccine=dataclasses.replace(whole.vaccine, copies=2, kernels=1),
+        retrospection=dataclasses.replace(whole.retrospection, start_fraction=0.5, ascent_steps=2, hunt=hunt),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "defense"),
+    [
+        *(("digits", defense) for defense in ("none", "sv", "sr", "abd", "dhbe", "abl")),
+        *((name, "abd") for name in PUBLISHED),
+        # those that act after the last round, and what is a part of the two above
+        *(pytest.param("digits", defense, marks=pytest.mark.slow) for defense in AFTER),
+        *(pytest.param(name, part, marks=pytest.mark.slow) for name in PUBLISHED for part in ("sv", "sr")),
+    ],
+)
+def test_nothing_compiles_and_nothing_waits_after_the_first_round(name, defense, monkeypatch, caplog):
+    """Under every defense, in each of its three forms; Self-Retrospection begins at the third round."""
+    run = Distillation.make(form(name), defense, teacher(), classes=CLASSES)
+    network, key = run.rival.harden(teacher()), small.key(1)
+    state = run.init(key, network)
+    compiled = dispatch.compile_rounds(run, key, state, network)
+    state, _ = compiled[run.phase(0)](key, state, network)
+    jax.block_until_ready(state)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING), waiting.forbidden(monkeypatch):
+        for step in (1, 2, 3):
+            state, metrics = compiled[run.phase(step)](key, state, network)
+    assert not [record for record in caplog.records if "ompil" in record.getMessage()]
+    assert int(state.step) == 4
+    assert ("retrospection/divergence" in metrics) == (run.phase(3).retrospective and not run.pastes)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(("name", "passes"), [("digits", 2), ("digits-paper", 1)])
+def test_a_round_asks_the_teacher_once_for_each_batch(name, passes, monkeypatch):
+    """ZSKT: once for the generator's batch and once for the student's, however many updates learn from that; twice
+    where an answer is compared with that to the image without the suspected trigger."""
+    asked = []
+    call = models.Network.__call__
+
+    def counting(network, *arguments, **options):
+        asked.append(type(network.module).__name__)
+        return call(network, *arguments, **options)
+
+    monkeypatch.setattr(models.Network, "__call__", counting)
+    for updates in (1, 3):
+        settings = dataclasses.replace(form(name), student=dataclasses.replace(form(name).student, updates=updates))
+        run = Distillation.make(settings, "abd", teacher())
+        state = dataclasses.replace(run, defense="sr").init(small.key(1), teacher()).replace(vaccine=vaccine())
+        asked.clear()
+        for phase in run.phases():
+            jax.eval_shape(
+                lambda state, teacher, run=run, phase=phase: distill.distill_round(
+                    run, phase, Parts(dispatch.repeat_from_host), small.key(1), state, teacher
+                ),
+                state,
+                teacher(),
+            )
+        assert asked.count("Pair") == len(run.phases()) * 2 * passes, asked
+
+
+def test_a_method_with_new_images_for_each_update_is_taught_once_an_update():
+    run, state = sketched("ood", "sv")
+    settings = dataclasses.replace(run.preset, student=dataclasses.replace(run.preset.student, updates=3))
+    run, taught = dataclasses.replace(run, preset=settings), []
+
+    def teach(*arguments):
+        taught.append(int(arguments[-1]))
+        return distill.teach(*arguments)
+
+    parts = Parts(dispatch.repeat_from_host, teach=teach)
+    _, metrics = jax.eval_shape(
+        lambda state, teacher: distill.distill_round(run, run.phase(0), parts, small.key(1), state, teacher),
+        state,
+        teacher(),
+    )
+    assert taught == [0, 1, 2] and "synthesis/target_class" in metrics and "student/suspicious" in metrics
+
+
+def test_every_method_and_every_defense_is_tried_here():
     assert set(METHODS) == set(synthesis.METHODS)
+    assert {"none", "sv", "sr", "abd", "dhbe", "abl", *AFTER} == set(configs.DEFENSES) - {"clean_kd"}
 
 
 def lesson(run, state):
@@ -220,7 +314,7 @@ def test_repair_draws_from_the_final_synthesizer_and_is_repeatable(tmp_path):
     class Watched(Distillation):
         rival = property(lambda self: Watching())
 
-    runs._repair(
+    evidence.repair(
         RunDirectory(tmp_path), Watched(run.preset, run.defense, run.synthesizer), small.key(1), state, teacher()
     )
     first, second, again = seen[0]

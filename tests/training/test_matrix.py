@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from abd_jax.report import write_matrix_page
-from abd_jax.training import dispatch, matrix, runs
+from abd_jax.training import dispatch, evaluate, matrix, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.executors import Died
 from abd_jax.training.run_directory import RunDirectory, write_json
@@ -39,8 +39,8 @@ def trained(monkeypatch):
             raise RuntimeError("a bad\nday")
         (cell.path / "network").mkdir(exist_ok=True)
         write_json(cell.path / "network" / "network.json", {"digest": "d"})
-        rates = runs.evaluation.Rates(0.5, 0.25, 0.125)
-        row = runs._row(
+        rates = evaluate.Rates(0.5, 0.25, 0.125)
+        row = stage.row(
             cell.preset,
             cell.trigger,
             cell.seed,

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax.training import checkpoint, metrics, run_directory, runs
+from abd_jax.training import checkpoint, evaluate, metrics, run_directory, runs, stage
 from abd_jax.training.run_directory import RunDirectory, describe
 from tests.training import small
 
 pytestmark = pytest.mark.optax
 
 
-class Recorder(runs.Silent):
+class Recorder(stage.Silent):
     """Remembers what it is told, and sends SIGTERM when a step is reached."""
 
     def __init__(self, terminate_at=None):
@@ -26,6 +26,23 @@ class Recorder(runs.Silent):
         self.seen.append((done, dict(metrics)))
         if done == self.terminate_at:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Compilations(stage.Silent):
+    """Counts what has been compiled when it is told of a step."""
+
+    def __init__(self):
+        self.compiled, self.seen = 0, {}
+        jax.monitoring.register_event_duration_secs_listener(self.count)
+
+    def count(self, event, *_, **__):
+        self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    def advance(self, done, metrics):
+        self.seen.setdefault(done, self.compiled)
+
+    def end(self):
+        jax.monitoring.unregister_event_duration_listener(self.count)
 
 
 def student(path, existing="refuse", observer=None, defense="sv", preset=small.PRESET):
@@ -45,20 +62,20 @@ def variables(path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, key_reuse):
-    path = tmp_path_factory.mktemp("runs") / "whole"
+    path, observer = tmp_path_factory.mktemp("runs") / "whole", Compilations()
     with jax.numpy_dtype_promotion("standard"):
-        return path, student(path)
+        return path, student(path, observer=observer), observer.seen
 
 
 @pytest.fixture(scope="module")
 def inverted(tmp_path_factory, key_reuse):
-    path = tmp_path_factory.mktemp("runs") / "inverted"
+    path, observer = tmp_path_factory.mktemp("runs") / "inverted", Compilations()
     with jax.numpy_dtype_promotion("standard"):
-        return path, student(path, defense="abd", preset=small.INVERTED)
+        return path, student(path, defense="abd", preset=small.INVERTED, observer=observer), observer.seen
 
 
 def test_a_student_leaves_its_files_and_an_honest_row(whole):
-    path, row = whole
+    path, row, _ = whole
     for name in ("config.json", "metrics.jsonl", "result.json", "samples.npz", "vaccine.npz", "network", "best"):
         assert (path / name).exists(), name
     assert list((path / "tensorboard").iterdir())
@@ -67,7 +84,7 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
         ["preset", "dataset", "method", "trigger", "seed", "role", "defense", "acc", "asr", "ra", "seconds"]
     )
     assert (row["role"], row["defense"], row["seed"], row["method"]) == ("student", "sv", 5, "zskt")
-    rates, notes = runs.evaluate_directory(path, lambda name: small.dataset())
+    rates, notes = evaluate.evaluate_directory(path, lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
     assert notes["defense"] == "sv"
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6]
@@ -77,9 +94,17 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
         assert vaccine["clean"].shape == (24,)
 
 
+@pytest.mark.parametrize("run", ["whole", "inverted"])
+def test_nothing_compiles_after_the_first_round_of_a_run(run, request):
+    """Not for the first evaluation, nor for the first retrospective round either."""
+    *_, compiled = request.getfixturevalue(run)
+    assert compiled[1] > 5 and set(compiled) == {1, 2, 3, 4, 5, 6}
+    assert set(compiled.values()) == {compiled[1]}
+
+
 def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(runs.Interrupted, match="saved at step 3 of 6; go on with --resume"):
+    with pytest.raises(stage.Interrupted, match="saved at step 3 of 6; go on with --resume"):
         student(tmp_path / "run", observer=Recorder(terminate_at=3))
     assert signal.getsignal(signal.SIGTERM) == before
     stored = tmp_path / "run" / metrics.METRICS_FILE
@@ -92,7 +117,7 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
 
 
 def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
-    path, _ = inverted
+    path, *_ = inverted
     with np.load(path / "inversion.npz") as found:
         assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
         np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
@@ -101,7 +126,7 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
 
 def test_a_terminated_run_with_an_inverted_trigger_resumes_to_bitwise_the_same(inverted, tmp_path):
     path = tmp_path / "parts"
-    with pytest.raises(runs.Interrupted, match="go on with --resume"):
+    with pytest.raises(stage.Interrupted, match="go on with --resume"):
         student(path, defense="abd", preset=small.INVERTED, observer=Recorder(terminate_at=3))
     resumed = student(path, defense="abd", preset=small.INVERTED, existing="resume")
     assert lines(path) == lines(inverted[0])
@@ -130,7 +155,7 @@ def diverging(directory, total=4, bad=4, every=2):
             tree = tree + 1 if done < bad else tree * np.nan
             yield done, tree, {"loss": tree.sum()}
 
-    return runs._loop(directory, 0.0, runs.Silent(), "", jax.numpy.zeros(3), steps, total, every)
+    return stage.run(directory, 0.0, stage.Silent(), "", jax.numpy.zeros(3), steps, total, every)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +196,7 @@ def teacher(path, existing="refuse", observer=None):
 
 def test_a_teacher_resumes_to_bitwise_the_same(tmp_path):
     row = teacher(tmp_path / "whole")
-    with pytest.raises(runs.Interrupted):
+    with pytest.raises(stage.Interrupted):
         teacher(tmp_path / "run", observer=Recorder(terminate_at=1))
     again = teacher(tmp_path / "run", existing="resume")
     assert {**row, "seconds": 0} == {**again, "seconds": 0}
@@ -190,14 +215,14 @@ def test_a_nasty_teacher_has_a_normal_network_beside_it_and_resumes_to_bitwise_t
         return runs.train_teacher(directory, small.PRESET, small.dataset(), "nasty", 1, observer)
 
     row = nasty(tmp_path / "whole")
-    with pytest.raises(runs.Interrupted, match="normal: saved at step 1"):
+    with pytest.raises(stage.Interrupted, match="normal: saved at step 1"):
         nasty(tmp_path / "run", observer=Recorder(terminate_at=1))
     assert {**nasty(tmp_path / "run", existing="resume"), "seconds": 0} == {**row, "seconds": 0}
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(tmp_path / "whole"))
     assert len(lines(tmp_path / "run" / "normal")) == small.PRESET.teacher.epochs
     notes = checkpoint.load_network(tmp_path / "run" / "network")[1]
     assert notes["poisoned"] == [] and notes["acc"] == row["acc"] and notes["classes"] == list("0123456789")
-    rates, _ = runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+    rates, _ = evaluate.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
 
 
@@ -250,4 +275,4 @@ def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(w
     with np.load(tmp_path / "run" / "vaccine.npz") as stored:
         assert "synthetic" in stored and "clean" not in stored and "triggered" not in stored
     with pytest.raises(ValueError, match="does not tell dataset, trigger, target"):
-        runs.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+        evaluate.evaluate_directory(tmp_path / "run", lambda name: small.dataset())

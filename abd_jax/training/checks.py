@@ -1,0 +1,105 @@
+"""Whether a teacher, a preset and a data set fit together, told before anything is computed or written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from abd_jax import data, models
+from abd_jax.data import Dataset
+from abd_jax.defenses import shuffling_vaccine
+from abd_jax.models import Network
+from abd_jax.training import config as configs
+from abd_jax.training import sharding
+from abd_jax.training.distill import Distillation
+
+NO_DATA = "defense 'clean_kd' learns from a data set, and none fits this teacher"
+
+
+def fit_to_teacher(preset: configs.Preset, teacher: Network, notes: Mapping[str, Any]) -> configs.Preset:
+    """The preset with the trigger and target that the teacher's notes tell, for evaluation.
+
+    Raises:
+        ValueError: the teacher is of another data set or shape than the preset.
+    """
+    if notes.get("dataset") != preset.dataset:
+        raise ValueError(f"--teacher: is of data set {notes.get('dataset')!r}; this preset's is {preset.dataset!r}")
+    settings = dataclasses.replace(preset.teacher, target=int(notes["target"]), architecture=str(notes["architecture"]))
+    return dataclasses.replace(preset, trigger=str(notes["trigger"]), teacher=settings)
+
+
+def fit_to_file(preset: configs.Preset, teacher: Network, notes: Mapping[str, Any]) -> tuple[configs.Preset, str]:
+    """The preset for a teacher from a stranger's file, and why its data set cannot measure the student; empty: it can.
+
+    Raises:
+        ValueError: the target is no class of the teacher.
+    """
+    classes = teacher.module.num_classes
+    if preset.teacher.target >= classes:
+        raise ValueError(
+            f"teacher.target {preset.teacher.target}: allowed are the teacher's classes, 0 … {classes - 1}"
+        )
+    settings = dataclasses.replace(preset.teacher, architecture=str(notes["architecture"]))
+    known = data.info(preset.dataset)
+    there, here = (
+        f"{height}×{width}×{channels} images of {count} classes"
+        for (height, width, channels), count in (
+            (known.image_shape, len(known.classes)),
+            (teacher.input_shape, classes),
+        )
+    )
+    reason = "" if there == here else f"the teacher is for {here}, data set {preset.dataset} has {there}"
+    return dataclasses.replace(preset, teacher=settings), reason
+
+
+def check_students(preset: configs.Preset, dataset: Dataset, defenses: Iterable[str], devices: int = 0) -> None:
+    """`check_student` for every defense before there is a teacher: on one of zeros, and so of its shapes.
+
+    Raises:
+        ValueError: as `check_student`.
+    """
+    teacher = models.abstract(
+        preset.teacher.architecture,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        dtype=preset.dtype,
+    )
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), teacher.variables)
+    for defense in defenses:
+        check_student(preset, dataset, dataclasses.replace(teacher, variables=zeros), defense, dataset.classes, devices)
+
+
+def check_student(
+    preset: configs.Preset,
+    dataset: Dataset | None,
+    teacher: Network,
+    defense: str,
+    classes: tuple[str, ...] = (),
+    devices: int = 0,
+) -> None:
+    """Whether a student can be made so from this teacher, before anything is written.
+
+    Raises:
+        ValueError: what the method, the defense, attention transfer or the devices need, and is not there.
+    """
+    if devices:
+        sharding.data_mesh(devices)
+        if preset.student.batch % devices:
+            raise ValueError(
+                f"devices {devices}: student.batch {preset.student.batch} cannot be split over so many evenly"
+            )
+    if defense == "clean_kd":
+        if dataset is None:
+            raise ValueError(NO_DATA)
+        return
+    rival = Distillation.make(preset, defense, teacher, classes=classes).rival
+    teacher = rival.harden(teacher)
+    jax.eval_shape(lambda key: rival.init(key, teacher.input_shape), jax.random.key(0))
+    if configs.uses_vaccine(defense):
+        shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)

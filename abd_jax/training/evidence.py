@@ -1,0 +1,126 @@
+"""What a student's stage does before and after its rounds, and the arrays that it keeps of that for the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from abd_jax.attacks.poison import Triggered
+from abd_jax.data import Dataset
+from abd_jax.defenses import shuffling_vaccine, trigger_inversion
+from abd_jax.models import Network
+from abd_jax.training import dispatch, keys
+from abd_jax.training import evaluate as evaluation
+from abd_jax.training.distill import Distillation
+from abd_jax.training.evaluate import TestSet
+from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
+
+SELECTION_BATCHES = 16
+EXAMPLES = 8
+SAMPLES = 64
+
+
+def write_examples(directory: RunDirectory, dataset: Dataset, found: Triggered, network: Network) -> None:
+    """First triggered test images with what they were without the trigger, and what the teacher says of both."""
+    sources = found.sources[:EXAMPLES]
+    clean, triggered = dataset.test_images[sources], found.images[:EXAMPLES]
+    write_arrays(
+        directory.path / "examples.npz",
+        clean=clean,
+        triggered=triggered,
+        labels=dataset.test_labels[sources],
+        clean_predictions=np.asarray(evaluation.predict(network, clean)),
+        triggered_predictions=np.asarray(evaluation.predict(network, triggered)),
+    )
+
+
+def select_vaccine(
+    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+) -> shuffling_vaccine.Vaccine:
+    """Chooses T~ on first images of the fresh synthesizer, and keeps the evidence for the report."""
+    config = run.preset.vaccine
+    vaccine, histories = shuffling_vaccine.select(
+        keys.stream(root, "vaccine"),
+        teacher,
+        config,
+        lambda index: run.synthesizer.sample(
+            keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch
+        ),
+        SELECTION_BATCHES,
+    )
+    write_arrays(
+        directory.path / "vaccine.npz",
+        log_kl=histories,
+        threshold=np.asarray(vaccine.threshold),
+        tail=np.asarray(vaccine.tail),
+        trials=np.asarray(vaccine.trials),
+        enabled=np.asarray(vaccine.enabled),
+        tail_bar=np.asarray(config.tail),
+    )
+    return vaccine
+
+
+def invert_triggers(
+    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+) -> trigger_inversion.Inversion:
+    """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
+    config = run.preset.inversion
+    images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
+    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, images)
+    write_arrays(
+        directory.path / "inversion.npz",
+        masks=np.asarray(inversion.triggers.mask),
+        patterns=np.asarray(inversion.triggers.pattern),
+        sizes=np.asarray(inversion.sizes),
+        flips=np.asarray(inversion.flips),
+        suspect=np.asarray(trigger_inversion.suspect(inversion)),
+        anomaly=np.asarray(trigger_inversion.anomaly(inversion)),
+    )
+    return inversion
+
+
+def repair(directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network) -> Any:
+    """What a rival defense does after distillation, on images of the final synthesizer; notes go to `rival.json`."""
+
+    draw = jax.jit(lambda key, synthesizer: run.synthesizer.sample(key, synthesizer, run.preset.student.batch))
+
+    def sample(index: int) -> Array:
+        return draw(keys.stream(root, "samples", 1 + index), state.synthesizer)
+
+    student, notes = run.rival.repair(keys.stream(root, "rival"), state.student, teacher, sample)
+    if notes:
+        write_json(directory.path / "rival.json", notes)
+    return dataclasses.replace(state, student=student)
+
+
+def write_pictures(
+    directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet | None
+) -> None:
+    """A sheet of final images, and what the vaccine says of them, of clean and of triggered test images."""
+    images = run.synthesizer.sample(keys.stream(root, "samples"), state.synthesizer, SAMPLES)
+    pictures = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
+    predictions = np.asarray(jnp.argmax(teacher(images).logits, axis=-1))
+    write_arrays(directory.path / "samples.npz", images=pictures, predictions=predictions)
+    if state.vaccine is None:
+        return
+
+    @jax.jit
+    def measure(teacher: Network, images: Array) -> Array:
+        forward = teacher(images)
+        shuffled = shuffling_vaccine.shuffled_logits(teacher, state.vaccine.permutations, forward)
+        return shuffling_vaccine.log_kl(forward.logits, shuffled)
+
+    path = directory.path / "vaccine.npz"
+    with np.load(path) as stored:
+        selection = dict(stored)
+    shown = {"synthetic": images}
+    if test is not None:
+        shown["clean"] = test.images[: evaluation.BATCH] / 255.0
+        shown["triggered"] = test.triggered[: evaluation.BATCH] / 255.0
+    measured = {name: np.asarray(measure(teacher, batch)) for name, batch in shown.items()}
+    write_arrays(path, **(selection | measured))  # a run stopped between here and its result has them already

@@ -1,0 +1,150 @@
+"""What every stage goes through: steps with checkpoints, metrics and an observer; and the row and notes it leaves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+from abd_jax.training import config as configs
+from abd_jax.training import evaluate as evaluation
+from abd_jax.training.checkpoint import Checkpoints
+from abd_jax.training.metrics import MetricsWriter, NonFiniteError
+from abd_jax.training.run_directory import RunDirectory
+
+Row = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """SIGTERM came; the state was saved."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Who is told how far a stage is; called once a step with the metrics of the step before, if there are any."""
+
+    def begin(self, title: str, total: int, done: int) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Silent:
+    """The observer that shows nothing."""
+
+    def begin(self, title: str, total: int, done: int) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it."""
+    arrived = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+    try:
+        yield arrived.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(
+    directory: RunDirectory,
+    started: float,
+    observer: Observer,
+    title: str,
+    tree: Any,
+    steps: Callable[[int, Any], Iterator[tuple[int, Any, Mapping[str, Array]]]],
+    total: int,
+    checkpoint_every: int,
+    prepare: Callable[[Any], Any] = lambda tree: tree,
+) -> Any:
+    """Runs a stage's steps with checkpoints, metrics, progress and termination; returns the final tree.
+
+    A step's metrics are read before its state is saved, so that no checkpoint follows a loss that is not finite.
+
+    Args:
+        started: when the stage began, see `metrics.began`.
+        tree: the initial state; replaced by the newest whole checkpoint's if there is one.
+        steps: (first step, tree) → (finished steps, tree, metrics) after each step.
+        total: number of steps.
+        checkpoint_every: steps between two checkpoints.
+        prepare: completes the initial state where there is no checkpoint.
+
+    Raises:
+        Interrupted: SIGTERM came.
+        ValueError: a metric was not finite.
+    """
+    with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints:
+        first, tree = checkpoints.load(tree) or (0, prepare(tree))
+        with _termination() as terminated:
+            last_saved = first
+            observer.begin(title, total, first)
+            writer = MetricsWriter(directory.path, started, first_step=first + 1)
+            try:
+                for done, latest, metrics in steps(first, tree):
+                    tree = latest
+                    observer.advance(done, writer.write(done, metrics) or {})
+                    if done % checkpoint_every == 0 or done == total or terminated():
+                        observer.advance(done, writer.flush() or {})
+                        checkpoints.save(done, tree)
+                        last_saved = done
+                    if terminated() and done < total:
+                        raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
+            except NonFiniteError as error:
+                writer.abandon()
+                last = (
+                    f"the last good checkpoint is of step {last_saved}" if last_saved else "no checkpoint precedes it"
+                )
+                raise ValueError(f"{directory.path}: {error}; {last}") from error
+            finally:
+                writer.close()
+                observer.end()
+    return tree
+
+
+def row(
+    preset: configs.Preset,
+    trigger: str | None,
+    seed: int,
+    role: str,
+    defense: str,
+    started: float,
+    rates: evaluation.Rates | None,
+) -> Row:
+    return {
+        "preset": preset.name,
+        "dataset": None if trigger is None else preset.dataset,
+        "method": preset.method,
+        "trigger": trigger,
+        "seed": seed,
+        "role": role,
+        "defense": defense,
+        **(rates._asdict() if rates else dict.fromkeys(evaluation.Rates._fields)),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def notes(
+    preset: configs.Preset, trigger: str | None, seed: int, role: str, defense: str, **more: Any
+) -> dict[str, Any]:
+    return {
+        "role": role,
+        "dataset": None if trigger is None else preset.dataset,
+        "trigger": trigger,
+        "target": None if trigger is None else preset.teacher.target,
+        "seed": seed,
+        "defense": defense,
+        **more,
+    }
