@@ -107,8 +107,15 @@ def named_rates(network: Network, test: TestSet) -> dict[str, Array]:
     return dict(zip(Rates._fields, rates(network, test), strict=True))
 
 
-def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[Rates, dict[str, Any]]:
+def evaluate_directory(
+    path: Path, load: Callable[[str], Dataset], trigger: str | None = None, target: int | None = None
+) -> tuple[Rates, dict[str, Any]]:
     """ACC, ASR and RA of the network saved in a run's directory (or in a network's own), with its notes.
+
+    Args:
+        path: the directory.
+        load: name of a data set → the data set.
+        trigger, target: measured with in place of what the notes say.
 
     Raises:
         CheckpointError: nothing there, or damaged.
@@ -116,6 +123,7 @@ def evaluate_directory(path: Path, load: Callable[[str], Dataset]) -> tuple[Rate
     """
     inner = path / "network"
     network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
+    notes |= {"trigger": trigger or notes.get("trigger"), "target": notes.get("target") if target is None else target}
     missing = [name for name in ("dataset", "trigger", "target") if notes.get(name) is None]
     if missing:
         raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}")

@@ -11,6 +11,7 @@ import tyro
 from rich.table import Table
 
 from abd_jax import data
+from abd_jax.attacks.attack import check_name
 from abd_jax.training import evaluate as evaluation
 from experiments.console import parse, stdout
 
@@ -21,14 +22,25 @@ class Evaluate:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """A run's directory (its last network), or a network's own: RUN/network, RUN/best."""
+    trigger: str | None = None
+    """Measure ASR and RA with this attack in place of the teacher's own: what a clean network does with it, say."""
+    target: int | None = None
+    """The attacker's class, in place of the teacher's own."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.trigger is not None:
+            check_name("--trigger", self.trigger)
+        if self.target is not None and self.target < 0:
+            raise ValueError(f"--target {self.target}: allowed are the classes, 0 and up")
 
 
 def main(argv: list[str]) -> None:
     """Parses, evaluates and prints."""
     options = parse(Evaluate, argv, prog="evaluate", description="ACC, ASR and RA of the network saved in a directory.")
-    rates, notes = evaluation.evaluate_directory(options.directory, data.load)
+    other = {"trigger": options.trigger, "target": options.target}
+    rates, notes = evaluation.evaluate_directory(options.directory, data.load, **other)
     shown = ("role", "defense", "dataset", "trigger", "target", "seed", "architecture")
     facts = {name: notes.get(name) for name in shown}
     if options.json:

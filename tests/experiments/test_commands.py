@@ -124,6 +124,8 @@ BAD_INPUT = [
     (["evaluate", "/nowhere"], "no network here"),
     (["evaluate", "NETWORK"], "unknown dataset 'svhn'"),
     (["evaluate", "NETWORK", "--jsn"], "--jsn"),
+    (["evaluate", "NETWORK", "--trigger", "badnet_sqr"], "did you mean 'badnet_sq'"),
+    (["evaluate", "NETWORK", "--target", "-1"], "--target -1: allowed are"),
     (["datasets", "prepar"], "did you mean 'prepare'"),
     (["datasets", "--json"], "--json"),
     (["datasets", "prepare"], "NAME"),

@@ -87,6 +87,10 @@ def test_a_student_leaves_its_files_and_an_honest_row(whole):
     rates, notes = evaluate.evaluate_directory(path, lambda name: small.dataset())
     assert (rates.acc, rates.asr, rates.ra) == (row["acc"], row["asr"], row["ra"])
     assert notes["defense"] == "sv"
+    other, notes = evaluate.evaluate_directory(path, lambda name: small.dataset(), "blend", target=1)
+    network, _ = checkpoint.load_network(path / "network")
+    assert other == evaluate.evaluate(network, evaluate.TestSet.make(small.dataset(), "blend", 1))
+    assert (notes["trigger"], notes["target"]) == ("blend", 1) and other.acc == row["acc"]
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines(path) if "acc" in line] == [2, 4, 6]
     with np.load(path / "vaccine.npz") as vaccine:
