@@ -255,6 +255,8 @@ def distill_student(
     alone, tree = teacher, (state, best)
     if mesh is not None:
         teacher, tree = sharding.replicate((teacher, tree), mesh)
+    else:  # placed, as rounds return it: what is compiled for arrays without a place is compiled anew for those
+        tree = jax.device_put(tree, jax.devices()[0])
 
     def prepare(tree: Any) -> Any:
         """What the defense learns of the teacher before the first round."""
