@@ -27,6 +27,7 @@ from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
+from abd_jax.synthesis import bank as banks
 from abd_jax.training import attacks, checkpoint, dispatch, keys, sharding
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
@@ -437,6 +438,7 @@ def distill_student(
                 rates = _named_rates(state.student, test)
                 best = _keep_better(best, rates["acc"], state.student.variables)
                 metrics = metrics | rates
+            _spill(directory, preset, step + 1, state.synthesizer)
             yield step + 1, (state, best), metrics
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
@@ -621,10 +623,22 @@ def _repair(directory: RunDirectory, run: Distillation, root: Array, state: Any,
     return dataclasses.replace(state, student=student)
 
 
+def _spill(directory: RunDirectory, preset: configs.Preset, step: int, synthesizer: Any) -> None:
+    """Keeps a round's new images in `bank/`, one file a round, if the bank's settings say so; waits for the device."""
+    settings = getattr(preset.synthesis, "bank", None)
+    if settings is None or not settings.spill:
+        return
+    (directory.path / "bank").mkdir(exist_ok=True)
+    images = banks.newest(synthesizer.bank, preset.synthesis.batch)[::-1]
+    write_arrays(directory.path / "bank" / f"{step:06d}.npz", images=images)
+
+
 def _write_pictures(
     directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet | None
 ) -> None:
-    """A sheet of final images, and what the vaccine says of them, of clean and of triggered test images."""
+    """A sheet of final images, the image bank, and what the vaccine says of images, clean and triggered ones too."""
+    if hasattr(state.synthesizer, "bank"):
+        banks.write_grid(state.synthesizer.bank, directory.path / "bank.png")
     images = run.synthesizer.sample(keys.stream(root, "samples"), state.synthesizer, SAMPLES)
     pictures = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
     predictions = np.asarray(jnp.argmax(teacher(images).logits, axis=-1))

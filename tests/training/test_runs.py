@@ -1,5 +1,6 @@
 """Stages with their files: resume, termination, and what is left in the directory."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,7 +9,10 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from abd_jax.synthesis.bank import BankConfig
+from abd_jax.synthesis.deep_inversion import DeepInversionConfig
 from abd_jax.training import checkpoint, metrics, run_directory, runs
 from abd_jax.training.run_directory import RunDirectory, describe
 from tests.training import small
@@ -239,6 +243,28 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         run_directory.write_json(tmp_path / "a.json", {"new": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+
+
+def test_a_bank_of_images_is_shown_and_every_image_is_kept_if_told(tmp_path):
+    bank = BankConfig(capacity=8, crop=0, flip=False, spill=True)
+    settings = DeepInversionConfig(updates=1, batch=8, bank=bank)
+    preset = dataclasses.replace(small.preset(cycles=3, updates=1), method="deep_inversion", synthesis=settings)
+    student(tmp_path / "run", defense="none", preset=preset)
+    files = sorted((tmp_path / "run" / "bank").iterdir())
+    assert [file.name for file in files] == ["000001.npz", "000002.npz", "000003.npz"]
+    kept = [np.load(file)["images"] for file in files]
+    assert len({images.tobytes() for images in kept}) == 3, "though the bank holds one batch alone"
+    with Image.open(tmp_path / "run" / "bank.png") as grid:
+        shown = np.asarray(grid)
+    newest_first = kept[-1][::-1, ..., 0].swapaxes(0, 1).reshape(8, 64)
+    np.testing.assert_array_equal(shown, np.pad(newest_first, ((0, 0), (0, 64))))
+
+
+def test_no_image_is_kept_on_the_host_unless_told(tmp_path):
+    preset = small.PRESET.with_method("deep_inversion")
+    for unasked in (small.PRESET, preset):
+        runs._spill(RunDirectory(tmp_path), unasked, 1, synthesizer=None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(whole, tmp_path):
