@@ -15,6 +15,8 @@ PRESET = dataclasses.replace(
     name="fashion_mnist-deep-inversion",
     dataset="fashion_mnist",
     teacher=fashion_mnist.PRESET.teacher,
-    student=dataclasses.replace(digits_deep_inversion.PRESET.student, cycles=2 * digits_deep_inversion.PRESET.student.cycles),
+    student=dataclasses.replace(
+        digits_deep_inversion.PRESET.student, cycles=2 * digits_deep_inversion.PRESET.student.cycles
+    ),
     clean_kd=fashion_mnist.PRESET.clean_kd,
 )
