@@ -28,6 +28,7 @@ from abd_jax.data import Dataset
 from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
 from abd_jax.synthesis import bank as banks
+from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 from abd_jax.training import attacks, checkpoint, dispatch, keys, sharding
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
@@ -39,6 +40,8 @@ from abd_jax.training.metrics import MetricsWriter, NonFiniteError, began
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
 
 Row = dict[str, Any]
+Images = Callable[..., Array]
+"""(key, count) → images; `count` by name."""
 SELECTION_BATCHES = 16
 EXAMPLES = 8
 SAMPLES = 64
@@ -416,10 +419,15 @@ def distill_student(
     def prepare(tree: Any) -> Any:
         """What the defense learns of the teacher before the first round."""
         vaccine, backdoor = state.vaccine, state.backdoor
+        if vaccine is None and backdoor is None:
+            return tree
+        generic = _generic_images(run, root, state.synthesizer)
         if vaccine is not None:
-            vaccine = _select_vaccine(directory, run, root, state.synthesizer, alone)
+            empty = hasattr(state.synthesizer, "bank")
+            own = functools.partial(run.synthesizer.sample, state=state.synthesizer)
+            vaccine = _select_vaccine(directory, run, root, generic if empty else own, alone)
         if backdoor is not None:
-            inversion = _invert_triggers(directory, run, root, state.synthesizer, alone)
+            inversion = _invert_triggers(directory, run, root, generic, alone)
             backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
         if mesh is not None:
             vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
@@ -564,18 +572,31 @@ def check_student(
         shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
 
 
+def _generic_images(run: Distillation, root: Array, synthesizer: Any) -> Images:
+    """Images of an untrained generator, which is the fresh synthesizer's own if it is ZSKT.
+
+    What a defense looks at before the first round. Other methods' first images serve it less or not at all: an image
+    bank is empty, and on patches of a photograph the classes' triggers differ so much in size that none stands out.
+    """
+    if isinstance(run.synthesizer, ZSKT):
+        return functools.partial(run.synthesizer.sample, state=synthesizer)
+    height, width, channels = run.synthesizer.task.image_shape
+    shape = (-(-height // 4) * 4, -(-width // 4) * 4, channels)
+    generator = ZSKT(ZSKTConfig(features=64), dataclasses.replace(run.synthesizer.task, image_shape=shape))
+    state = generator.init(keys.stream(root, "init", 2))
+    return lambda key, count: generator.sample(key, state, count)[:, :height, :width]
+
+
 def _select_vaccine(
-    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+    directory: RunDirectory, run: Distillation, root: Array, images: Images, teacher: Network
 ) -> shuffling_vaccine.Vaccine:
-    """Chooses T~ on first images of the fresh synthesizer, and keeps the evidence for the report."""
+    """Chooses T~ on first images, and keeps the evidence for the report."""
     config = run.preset.vaccine
     vaccine, histories = shuffling_vaccine.select(
         keys.stream(root, "vaccine"),
         teacher,
         config,
-        lambda index: run.synthesizer.sample(
-            keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch
-        ),
+        lambda index: images(keys.stream(root, "vaccine", index + 1), count=run.preset.student.batch),
         SELECTION_BATCHES,
     )
     write_arrays(
@@ -591,12 +612,12 @@ def _select_vaccine(
 
 
 def _invert_triggers(
-    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+    directory: RunDirectory, run: Distillation, root: Array, images: Images, teacher: Network
 ) -> trigger_inversion.Inversion:
-    """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
+    """Inverts a trigger for each class on first images, and keeps them for the report."""
     config = run.preset.inversion
-    images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
-    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, images)
+    first = images(keys.stream(root, "inversion"), count=config.images)
+    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, first)
     write_arrays(
         directory.path / "inversion.npz",
         masks=np.asarray(inversion.triggers.mask),

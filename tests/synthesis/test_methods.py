@@ -104,7 +104,9 @@ def test_without_its_batch_norm_term_a_method_takes_a_teacher_that_has_none(name
     """What is left is what the literature did before: DeepDream, and class-conditional generators."""
     teacher = networks.shapes("vit-nano-4", classes=small.CLASSES)
     task = Task.of(teacher, batch=BATCH, cycles=20, classes=("0", "1", "2"))
-    with pytest.raises(ValueError, match=f"method {name} reads the teacher's batch normalization, and this teacher has"):
+    with pytest.raises(
+        ValueError, match=f"method {name} reads the teacher's batch normalization, and this teacher has"
+    ):
         synthesis.create(CONFIGS[name], task)
     own = synthesis.create(dataclasses.replace(CONFIGS[name], batch_norm=0.0), task)
     state = jax.eval_shape(own.init, jax.random.key(0))

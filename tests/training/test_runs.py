@@ -14,7 +14,9 @@ from PIL import Image
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
 from abd_jax.training import checkpoint, metrics, run_directory, runs
+from abd_jax.training.distill import Distillation
 from abd_jax.training.run_directory import RunDirectory, describe
+from tests.networks import network
 from tests.training import small
 
 pytestmark = pytest.mark.optax
@@ -258,6 +260,27 @@ def test_a_bank_of_images_is_shown_and_every_image_is_kept_if_told(tmp_path):
         shown = np.asarray(grid)
     newest_first = kept[-1][::-1, ..., 0].swapaxes(0, 1).reshape(8, 64)
     np.testing.assert_array_equal(shown, np.pad(newest_first, ((0, 0), (0, 64))))
+
+
+def test_before_the_first_round_a_defense_sees_images_of_a_generator_whatever_the_method():
+    """Neighboring pixels of a generator's image are alike; those of an empty bank are not."""
+    teacher = network(classes=10, shape=(10, 10, 1))
+    preset = dataclasses.replace(
+        small.PRESET,
+        method="deep_inversion",
+        synthesis=DeepInversionConfig(batch=8, bank=BankConfig(capacity=64, crop=0, flip=False)),
+    )
+    run = Distillation.make(preset, "none", teacher)
+    images = np.asarray(runs._generic_images(run, small.key(), None)(small.key(1), count=64))
+    assert images.shape == (64, 10, 10, 1)
+    noise = np.asarray(run.synthesizer.sample(small.key(1), run.synthesizer.init(small.key()), 64))
+    alike, unlike = (np.corrcoef(x[:, :, 1:].ravel(), x[:, :, :-1].ravel())[0, 1] for x in (images, noise))
+    assert alike > 0.5 > 0.2 > abs(unlike), (alike, unlike)
+
+    run = Distillation.make(small.PRESET, "none", small.teacher())
+    state = run.synthesizer.init(small.key())
+    own = run.synthesizer.sample(small.key(1), state, 4)
+    np.testing.assert_array_equal(runs._generic_images(run, small.key(), state)(small.key(1), count=4), own)
 
 
 def test_no_image_is_kept_on_the_host_unless_told(tmp_path):
