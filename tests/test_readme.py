@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
+from abd_jax import synthesis
 from experiments.__main__ import COMMANDS
 from experiments.presets import presets
+from tests.synthesis import small
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
@@ -30,6 +33,22 @@ def test_what_readme_names_exists():
         assert name in presets(), name
     for path in re.findall(r"docs/[\w/.]+\w", README):
         assert (TOP / path).exists(), path
+
+
+@pytest.mark.optax
+def test_readmes_new_method_is_a_method_in_30_lines(monkeypatch):
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "abd.register" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 30
+    monkeypatch.setattr(synthesis, "METHODS", dict(synthesis.METHODS))
+    exec(compile(block, "README.md", "exec"), {})
+    config = synthesis.lookup("haze").config()
+    own = synthesis.create(config, small.task())
+    assert isinstance(own, synthesis.Synthesizer) and "haze" in synthesis.METHODS
+    before = own.init(jax.random.key(0))
+    after, history = small.run(own, before, 20)
+    assert after.shape == small.SHAPE
+    assert history[-1]["haze/loss"] < history[0]["haze/loss"]
+    assert own.sample(jax.random.key(1), after, 5).shape == (5, *small.SHAPE)
 
 
 @pytest.mark.parametrize("path", [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))], ids=lambda path: path.name)

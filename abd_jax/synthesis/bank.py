@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 from PIL import Image
 
 from abd_jax.data.augment import crop_and_flip
@@ -25,11 +25,13 @@ class BankConfig:
         capacity: images that it holds; the oldest make room. A published run of CMI makes 51 200.
         crop: zero padding of the random crop of a sampled image, in pixels.
         flip: whether half of the sampled images are mirrored.
+        spill: whether a run also keeps every image on the host, in files that no later one overwrites.
     """
 
     capacity: int = 51_200
     crop: int = 4
     flip: bool = True
+    spill: bool = False
 
     def __post_init__(self) -> None:
         check("synthesis.bank", self, positive=("capacity",), nonnegative=("crop",))
@@ -101,20 +103,25 @@ def sample(
     return crop_and_flip(change, chosen, pad=config.crop, flip=config.flip)
 
 
+def newest(bank: Bank, count: int) -> UInt8[np.ndarray, "images height width channels"]:
+    """The newest `count` images, or all if there are fewer, newest first, on the host."""
+    count = min(int(bank.size), count)
+    return np.asarray(bank.images)[(int(bank.written) - 1 - np.arange(count)) % bank.images.shape[0]]
+
+
 def write_grid(bank: Bank, path: Path, limit: int = 256, columns: int = 16) -> int:
     """Writes the newest images, newest first, as a PNG grid; returns how many.
 
     Raises:
         ValueError: the bank is empty.
     """
-    count = min(int(bank.size), limit)
+    images = newest(bank, limit)
+    count, height, width, channels = images.shape
     if not count:
         raise ValueError(f"{path}: the image bank is empty, there is nothing to show")
-    capacity, height, width, channels = bank.images.shape
-    newest = (int(bank.written) - 1 - np.arange(count)) % capacity
     rows = -(-count // columns)
     canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
-    canvas[:count] = np.asarray(bank.images)[newest]
+    canvas[:count] = images
     sheet = canvas.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     pixels = sheet.reshape(rows * height, columns * width, channels)
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path, format="PNG")

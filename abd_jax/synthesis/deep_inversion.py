@@ -96,7 +96,7 @@ class DeepInversion:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("deep_inversion", batch_norm=True)
+        self.task.require("deep_inversion", batch_norm=self.config.batch_norm > 0)
 
     def init(self, key: PRNGKeyArray) -> DeepInversionState:
         """An empty bank, and an episode that has not begun."""

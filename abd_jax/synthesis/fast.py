@@ -111,7 +111,7 @@ class Fast:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("fast", quarters=True, batch_norm=True)
+        self.task.require("fast", quarters=True, batch_norm=self.config.batch_norm > 0)
 
     def init(self, key: PRNGKeyArray) -> FastState:
         """A fresh meta-generator, an empty bank, and an episode that has not begun."""

@@ -99,7 +99,7 @@ class NAYER:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("nayer", quarters=True, batch_norm=True)
+        self.task.require("nayer", quarters=True, batch_norm=self.config.batch_norm > 0)
         label_embeddings.table(self.config.embedding, self.task.classes, self.task.num_classes)
 
     def init(self, key: PRNGKeyArray) -> NAYERState:

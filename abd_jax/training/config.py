@@ -88,7 +88,8 @@ class StudentConfig:
         learning_rate: the optimizer's, decayed by a cosine to 0 over the run.
         weight_decay: SGD's.
         loss: what the student minimizes: KL(T ‖ S), or the mean over classes of |T − S| (logits).
-        temperature: of both softmaxes in the student's KL.
+        temperature: T of both softmaxes in the student's KL.
+        temperature_squared: whether that KL is multiplied by T², which keeps its gradient's size (Hinton et al., 2015).
         reduction: of the KL over classes: their mean (ZSKT), or their sum.
         attention: weight β of attention transfer.
         clip: largest global norm of a gradient.
@@ -105,6 +106,7 @@ class StudentConfig:
     weight_decay: float = 1e-4
     loss: Literal["kl", "l1"] = "kl"
     temperature: float = 1.0
+    temperature_squared: bool = False
     reduction: Literal["class_mean", "sum"] = "class_mean"
     attention: float = 250.0
     clip: float = 5.0

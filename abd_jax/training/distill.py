@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models, synthesis
 from abd_jax.defenses import rivals, self_retrospection, shuffling_vaccine, trigger_inversion
@@ -299,6 +299,17 @@ def teach(
     return jax.lax.stop_gradient(lesson), metrics
 
 
+def distance(
+    config: configs.StudentConfig, teacher: Float[Array, "batch classes"], student: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """What the student minimizes per image, from both networks' logits: KL(T ‖ S), or the mean of |T − S|."""
+    if config.loss == "l1":
+        return jnp.abs(teacher - student).mean(axis=-1)
+    kl = losses.kl_divergence(teacher, student, config.temperature)
+    classes = teacher.shape[-1] if config.reduction == "class_mean" else 1
+    return kl * (config.temperature**2 if config.temperature_squared else 1) / classes
+
+
 def study(
     run: Distillation,
     phase: Phase,
@@ -317,12 +328,7 @@ def study(
 
     def loss(params):
         forward = state.student.with_params(params)(images, phase.norm)
-        apart = (
-            jnp.abs(lesson.logits - forward.logits).mean(axis=-1)
-            if config.loss == "l1"
-            else losses.kl_divergence(lesson.logits, forward.logits, config.temperature)
-            / (lesson.logits.shape[-1] if config.reduction == "class_mean" else 1)
-        )
+        apart = distance(config, lesson.logits, forward.logits)
         maps = tuple(map(losses.attention_map, forward.stages))
         attention = losses.attention_transfer(maps, lesson.attention) if config.attention else jnp.zeros_like(apart)
         weights = run.rival.weigh(apart, lesson.weights, state.step / run.preset.student.cycles)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
+from abd_jax.synthesis import bank as banks
+from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
+from abd_jax.training import config as configs
 from abd_jax.training import dispatch, keys
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training.distill import Distillation
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
 
+Images = Callable[[PRNGKeyArray, int], Array]
+"""(key, count) → images."""
 SELECTION_BATCHES = 16
 EXAMPLES = 8
 SAMPLES = 64
@@ -39,18 +45,37 @@ def write_examples(directory: RunDirectory, dataset: Dataset, found: Triggered, 
     )
 
 
+def own_images(run: Distillation, synthesizer: Any) -> Images:
+    """What the synthesizer samples in that state; compiled, since a batch over several devices may need padding."""
+    sample = jax.jit(run.synthesizer.sample, static_argnames="count")
+    return lambda key, count: sample(key, synthesizer, count=count)
+
+
+def generic_images(run: Distillation, root: Array, synthesizer: Any) -> Images:
+    """Images of an untrained generator, which is the fresh synthesizer's own if it is ZSKT.
+
+    What a defense looks at before the first round. Other methods' first images serve it less or not at all: an image
+    bank is empty, and on patches of a photograph the classes' triggers differ so much in size that none stands out.
+    """
+    if isinstance(run.synthesizer, ZSKT):
+        return own_images(run, synthesizer)
+    height, width, channels = run.synthesizer.task.image_shape
+    shape = (-(-height // 4) * 4, -(-width // 4) * 4, channels)
+    generator = ZSKT(ZSKTConfig(features=64), dataclasses.replace(run.synthesizer.task, image_shape=shape))
+    sample, state = jax.jit(generator.sample, static_argnames="count"), generator.init(keys.stream(root, "init", 2))
+    return lambda key, count: sample(key, state, count=count)[:, :height, :width]
+
+
 def select_vaccine(
-    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+    directory: RunDirectory, run: Distillation, root: Array, images: Images, teacher: Network
 ) -> shuffling_vaccine.Vaccine:
-    """Chooses T~ on first images of the fresh synthesizer, and keeps the evidence for the report."""
+    """Chooses T~ on first images, and keeps the evidence for the report."""
     config = run.preset.vaccine
     vaccine, histories = shuffling_vaccine.select(
         keys.stream(root, "vaccine"),
         teacher,
         config,
-        lambda index: run.synthesizer.sample(
-            keys.stream(root, "vaccine", index + 1), synthesizer, run.preset.student.batch
-        ),
+        lambda index: images(keys.stream(root, "vaccine", index + 1), run.preset.student.batch),
         SELECTION_BATCHES,
     )
     write_arrays(
@@ -66,12 +91,12 @@ def select_vaccine(
 
 
 def invert_triggers(
-    directory: RunDirectory, run: Distillation, root: Array, synthesizer: Any, teacher: Network
+    directory: RunDirectory, run: Distillation, root: Array, images: Images, teacher: Network
 ) -> trigger_inversion.Inversion:
-    """Inverts a trigger for each class on first images of the fresh synthesizer, and keeps them for the report."""
+    """Inverts a trigger for each class on first images, and keeps them for the report."""
     config = run.preset.inversion
-    images = run.synthesizer.sample(keys.stream(root, "inversion"), synthesizer, config.images)
-    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, images)
+    first = images(keys.stream(root, "inversion"), config.images)
+    inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, first)
     write_arrays(
         directory.path / "inversion.npz",
         masks=np.asarray(inversion.triggers.mask),
@@ -86,11 +111,10 @@ def invert_triggers(
 
 def repair(directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network) -> Any:
     """What a rival defense does after distillation, on images of the final synthesizer; notes go to `rival.json`."""
-
-    draw = jax.jit(lambda key, synthesizer: run.synthesizer.sample(key, synthesizer, run.preset.student.batch))
+    images = own_images(run, state.synthesizer)
 
     def sample(index: int) -> Array:
-        return draw(keys.stream(root, "samples", 1 + index), state.synthesizer)
+        return images(keys.stream(root, "samples", 1 + index), run.preset.student.batch)
 
     student, notes = run.rival.repair(keys.stream(root, "rival"), state.student, teacher, sample)
     if notes:
@@ -98,11 +122,23 @@ def repair(directory: RunDirectory, run: Distillation, root: Array, state: Any, 
     return dataclasses.replace(state, student=student)
 
 
+def spill(directory: RunDirectory, preset: configs.Preset, step: int, synthesizer: Any) -> None:
+    """Keeps a round's new images in `bank/`, one file a round, if the bank's settings say so; waits for the device."""
+    settings = getattr(preset.synthesis, "bank", None)
+    if settings is None or not settings.spill:
+        return
+    (directory.path / "bank").mkdir(exist_ok=True)
+    images = banks.newest(synthesizer.bank, preset.synthesis.batch)[::-1]
+    write_arrays(directory.path / "bank" / f"{step:06d}.npz", images=images)
+
+
 def write_pictures(
     directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet | None
 ) -> None:
-    """A sheet of final images, and what the vaccine says of them, of clean and of triggered test images."""
-    images = run.synthesizer.sample(keys.stream(root, "samples"), state.synthesizer, SAMPLES)
+    """A sheet of final images, the image bank, and what the vaccine says of images, clean and triggered ones too."""
+    if hasattr(state.synthesizer, "bank"):
+        banks.write_grid(state.synthesizer.bank, directory.path / "bank.png")
+    images = own_images(run, state.synthesizer)(keys.stream(root, "samples"), SAMPLES)
     pictures = np.asarray(jnp.round(jnp.clip(images, 0, 1) * 255), np.uint8)
     predictions = np.asarray(jnp.argmax(teacher(images).logits, axis=-1))
     write_arrays(directory.path / "samples.npz", images=pictures, predictions=predictions)

@@ -252,7 +252,7 @@ def distill_student(
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
     best = (jnp.full((), -1.0, jnp.float32), jax.tree.map(jnp.copy, state.student.variables))
-    alone, tree = teacher, (state, best)
+    tree = (state, best)
     if mesh is not None:
         teacher, tree = sharding.replicate((teacher, tree), mesh)
     else:  # placed, as rounds return it: what is compiled for arrays without a place is compiled anew for those
@@ -260,16 +260,21 @@ def distill_student(
 
     def prepare(tree: Any) -> Any:
         """What the defense learns of the teacher before the first round."""
+        state, best = tree
         vaccine, backdoor = state.vaccine, state.backdoor
+        if vaccine is None and backdoor is None:
+            return tree
+        generic = evidence.generic_images(run, root, state.synthesizer)
         if vaccine is not None:
-            vaccine = evidence.select_vaccine(directory, run, root, state.synthesizer, alone)
+            own = evidence.own_images(run, state.synthesizer)
+            empty = hasattr(state.synthesizer, "bank")
+            vaccine = evidence.select_vaccine(directory, run, root, generic if empty else own, teacher)
         if backdoor is not None:
-            inversion = evidence.invert_triggers(directory, run, root, state.synthesizer, alone)
+            inversion = evidence.invert_triggers(directory, run, root, generic, teacher)
             backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
         if mesh is not None:
             vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
-        started, best = tree
-        return dataclasses.replace(started, vaccine=vaccine, backdoor=backdoor), best
+        return dataclasses.replace(state, vaccine=vaccine, backdoor=backdoor), best
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
@@ -284,6 +289,7 @@ def distill_student(
                 rates = evaluation.named_rates(state.student, test)
                 best = _keep_better(best, rates["acc"], state.student.variables)
                 metrics = metrics | rates
+            evidence.spill(directory, preset, step + 1, state.synthesizer)
             yield step + 1, (state, best), metrics
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"

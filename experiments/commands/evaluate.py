@@ -39,8 +39,7 @@ class Evaluate:
 def main(argv: list[str]) -> None:
     """Parses, evaluates and prints."""
     options = parse(Evaluate, argv, prog="evaluate", description="ACC, ASR and RA of the network saved in a directory.")
-    other = {"trigger": options.trigger, "target": options.target}
-    rates, notes = evaluation.evaluate_directory(options.directory, data.load, **other)
+    rates, notes = evaluation.evaluate_directory(options.directory, data.load, options.trigger, options.target)
     shown = ("role", "defense", "dataset", "trigger", "target", "seed", "architecture")
     facts = {name: notes.get(name) for name in shown}
     if options.json:

@@ -16,7 +16,7 @@ PRESET = dataclasses.replace(
     digits.PRESET,
     name="digits-cmi",
     method="cmi",
-    student=dataclasses.replace(digits.PRESET.student, cycles=20, updates=50, evaluate_every=4, checkpoint_every=10),
+    student=dataclasses.replace(digits.PRESET.student, cycles=16, updates=50, evaluate_every=4, checkpoint_every=8),
     synthesis=CMIConfig(
         features=64,
         updates=30,
@@ -28,4 +28,5 @@ PRESET = dataclasses.replace(
         flip=False,
         bank=BankConfig(capacity=4096, crop=1, flip=False),
     ),
+    retrospection=dataclasses.replace(digits.PRESET.retrospection, hunt=40, restart=2),
 )

@@ -20,4 +20,5 @@ PRESET = dataclasses.replace(
     synthesis=DeepInversionConfig(
         updates=40, batch=128, jitter=1, flip=False, bank=BankConfig(capacity=4096, crop=1, flip=False)
     ),
+    retrospection=dataclasses.replace(digits.PRESET.retrospection, hunt=40, restart=2),
 )

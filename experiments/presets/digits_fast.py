@@ -16,8 +16,9 @@ PRESET = dataclasses.replace(
     digits.PRESET,
     name="digits-fast",
     method="fast",
-    student=dataclasses.replace(digits.PRESET.student, cycles=100, updates=10, evaluate_every=20, checkpoint_every=50),
+    student=dataclasses.replace(digits.PRESET.student, cycles=60, updates=10, evaluate_every=10, checkpoint_every=20),
     synthesis=FastConfig(
         features=64, batch=128, warm_up=5, reset=0, bank=BankConfig(capacity=4096, crop=1, flip=False)
     ),
+    retrospection=dataclasses.replace(digits.PRESET.retrospection, hunt=8, restart=10),
 )

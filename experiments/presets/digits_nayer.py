@@ -16,8 +16,9 @@ PRESET = dataclasses.replace(
     digits.PRESET,
     name="digits-nayer",
     method="nayer",
-    student=dataclasses.replace(digits.PRESET.student, cycles=20, updates=50, evaluate_every=4, checkpoint_every=10),
+    student=dataclasses.replace(digits.PRESET.student, cycles=12, updates=50, evaluate_every=4, checkpoint_every=4),
     synthesis=NAYERConfig(
         noise=256, features=64, batch=128, warm_up=2, rebuild=5, bank=BankConfig(capacity=4096, crop=1, flip=False)
     ),
+    retrospection=dataclasses.replace(digits.PRESET.retrospection, hunt=40, restart=2),
 )

@@ -419,19 +419,22 @@ def test_the_parameters_of_every_preset_are_as_reviewed(golden):
     from abd_jax import data, models
 
     lines = []
-    for name, preset in presets.presets().items():
-        info = data.info(preset.dataset)
-        for role in ("teacher", "student"):
-            architecture = getattr(preset, role).architecture
-            network = models.abstract(
-                architecture,
-                num_classes=len(info.classes),
-                input_shape=info.image_shape,
-                mean=(0.0,) * info.image_shape[2],
-                std=(1.0,) * info.image_shape[2],
-                dtype=preset.dtype,
-            )
-            leaves = flatten_dict(dict(network.variables), sep="/")
-            lines.append(f"{name} {role} {architecture}: {sum(leaf.size for leaf in jax.tree.leaves(leaves))}")
-            lines += [f"  {path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in sorted(leaves.items())]
+    networks = {
+        (preset.dataset, getattr(preset, role).architecture, preset.dtype)
+        for preset in presets.presets().values()
+        for role in ("teacher", "student")
+    }
+    for dataset, architecture, dtype in sorted(networks):
+        info = data.info(dataset)
+        network = models.abstract(
+            architecture,
+            num_classes=len(info.classes),
+            input_shape=info.image_shape,
+            mean=(0.0,) * info.image_shape[2],
+            std=(1.0,) * info.image_shape[2],
+            dtype=dtype,
+        )
+        leaves = flatten_dict(dict(network.variables), sep="/")
+        lines.append(f"{dataset} {architecture}: {sum(leaf.size for leaf in jax.tree.leaves(leaves))}")
+        lines += [f"  {path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in sorted(leaves.items())]
     golden("parameters.txt", "\n".join(lines) + "\n")

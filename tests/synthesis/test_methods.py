@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from abd_jax import synthesis
+from abd_jax.synthesis import Task
 from abd_jax.synthesis.bank import BankConfig
+from tests import networks
 from tests.synthesis import small
 
 pytestmark = pytest.mark.optax
@@ -95,6 +97,27 @@ def test_published_settings_are_the_defaults_and_can_be_made(name):
     own = synthesis.create(synthesis.METHODS[name].config(), task)
     state = jax.eval_shape(own.init, jax.random.key(0))
     assert jax.tree.leaves(state)
+
+
+@pytest.mark.parametrize("name", ["deep_inversion", "fast", "nayer"])
+def test_without_its_batch_norm_term_a_method_takes_a_teacher_that_has_none(name):
+    """What is left is what the literature did before: DeepDream, and class-conditional generators."""
+    teacher = networks.shapes("vit-nano-4", classes=small.CLASSES)
+    task = Task.of(teacher, batch=BATCH, cycles=20, classes=("0", "1", "2"))
+    with pytest.raises(
+        ValueError, match=f"method {name} reads the teacher's batch normalization, and this teacher has"
+    ):
+        synthesis.create(CONFIGS[name], task)
+    own = synthesis.create(dataclasses.replace(CONFIGS[name], batch_norm=0.0), task)
+    state = jax.eval_shape(own.init, jax.random.key(0))
+    new, metrics = jax.eval_shape(
+        lambda key, state, teacher: own.update(key, state, teacher, teacher, small.accept_all),
+        jax.random.key(1),
+        state,
+        teacher,
+    )
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert "generator/confidence" in metrics
 
 
 def _weighty(images, forward):

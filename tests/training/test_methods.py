@@ -4,13 +4,16 @@ import dataclasses
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from abd_jax import synthesis
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.training import dispatch
-from abd_jax.training.distill import Distillation
+from abd_jax.training.config import StudentConfig
+from abd_jax.training.distill import Distillation, distance
+from tests import reference
 from tests.training import small
 
 pytestmark = pytest.mark.optax
@@ -61,6 +64,21 @@ def test_one_program_computes_what_the_host_dispatches(method):
     (_, host, seen), (_, device, told) = trained(own), trained(own, platform="tpu")
     chex.assert_trees_all_close(device.student.variables, host.student.variables, atol=1e-4, rtol=2e-4)
     chex.assert_trees_all_close(told, seen, atol=2e-4, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss": "l1"}, lambda t, s: np.abs(t - s).mean(-1)),
+        ({"temperature": 1.0}, lambda t, s: reference.kl(t, s) / 5),
+        ({"temperature": 4.0, "reduction": "sum"}, lambda t, s: reference.kl(t / 4, s / 4)),
+        ({"temperature": 4.0, "temperature_squared": True}, lambda t, s: 16 * reference.kl(t / 4, s / 4) / 5),
+    ],
+)
+def test_what_the_student_minimizes_against_numpy(options, expected):
+    teacher, student = np.random.default_rng(0).normal(scale=3.0, size=(2, 7, 5))
+    own = distance(StudentConfig(**options), jnp.float32(teacher), jnp.float32(student))
+    np.testing.assert_allclose(own, expected(teacher, student), rtol=1e-4)
 
 
 def test_a_method_and_another_methods_settings_do_not_go_together():

@@ -1,5 +1,6 @@
 """Stages with their files: resume, termination, and what is left in the directory."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,9 +9,14 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from abd_jax.training import checkpoint, evaluate, metrics, run_directory, runs, stage
+from abd_jax.synthesis.bank import BankConfig
+from abd_jax.synthesis.deep_inversion import DeepInversionConfig
+from abd_jax.training import checkpoint, evaluate, evidence, metrics, run_directory, runs, stage
+from abd_jax.training.distill import Distillation
 from abd_jax.training.run_directory import RunDirectory, describe
+from tests.networks import network
 from tests.training import small
 
 pytestmark = pytest.mark.optax
@@ -268,6 +274,49 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         run_directory.write_json(tmp_path / "a.json", {"new": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+
+
+def test_a_bank_of_images_is_shown_and_every_image_is_kept_if_told(tmp_path):
+    bank = BankConfig(capacity=8, crop=0, flip=False, spill=True)
+    settings = DeepInversionConfig(updates=1, batch=8, bank=bank)
+    preset = dataclasses.replace(small.preset(cycles=3, updates=1), method="deep_inversion", synthesis=settings)
+    student(tmp_path / "run", defense="none", preset=preset)
+    files = sorted((tmp_path / "run" / "bank").iterdir())
+    assert [file.name for file in files] == ["000001.npz", "000002.npz", "000003.npz"]
+    kept = [np.load(file)["images"] for file in files]
+    assert len({images.tobytes() for images in kept}) == 3, "though the bank holds one batch alone"
+    with Image.open(tmp_path / "run" / "bank.png") as grid:
+        shown = np.asarray(grid)
+    newest_first = kept[-1][::-1, ..., 0].swapaxes(0, 1).reshape(8, 64)
+    np.testing.assert_array_equal(shown, np.pad(newest_first, ((0, 0), (0, 64))))
+
+
+def test_before_the_first_round_a_defense_sees_images_of_a_generator_whatever_the_method():
+    """Neighboring pixels of a generator's image are alike; those of an empty bank are not."""
+    teacher = network(classes=10, shape=(10, 10, 1))
+    preset = dataclasses.replace(
+        small.PRESET,
+        method="deep_inversion",
+        synthesis=DeepInversionConfig(batch=8, bank=BankConfig(capacity=64, crop=0, flip=False)),
+    )
+    run = Distillation.make(preset, "none", teacher)
+    images = np.asarray(evidence.generic_images(run, small.key(), None)(small.key(1), count=64))
+    assert images.shape == (64, 10, 10, 1)
+    noise = np.asarray(run.synthesizer.sample(small.key(1), run.synthesizer.init(small.key()), 64))
+    alike, unlike = (np.corrcoef(x[:, :, 1:].ravel(), x[:, :, :-1].ravel())[0, 1] for x in (images, noise))
+    assert alike > 0.5 > 0.2 > abs(unlike), (alike, unlike)
+
+    run = Distillation.make(small.PRESET, "none", small.teacher())
+    state = run.synthesizer.init(small.key())
+    own = run.synthesizer.sample(small.key(1), state, 4)
+    np.testing.assert_allclose(evidence.generic_images(run, small.key(), state)(small.key(1), count=4), own, rtol=1e-5, atol=1e-6)
+
+
+def test_no_image_is_kept_on_the_host_unless_told(tmp_path):
+    preset = small.PRESET.with_method("deep_inversion")
+    for unasked in (small.PRESET, preset):
+        evidence.spill(RunDirectory(tmp_path), unasked, 1, synthesizer=None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(whole, tmp_path):
