@@ -124,11 +124,11 @@ def repair(directory: RunDirectory, run: Distillation, root: Array, state: Any, 
 
 def spill(directory: RunDirectory, preset: configs.Preset, step: int, synthesizer: Any) -> None:
     """Keeps a round's new images in `bank/`, one file a round, if the bank's settings say so; waits for the device."""
-    settings = getattr(preset.synthesis, "bank", None)
-    if settings is None or not settings.spill:
+    synthesis: Any = preset.synthesis
+    if not hasattr(synthesis, "bank") or not synthesis.bank.spill:
         return
     (directory.path / "bank").mkdir(exist_ok=True)
-    images = banks.newest(synthesizer.bank, preset.synthesis.batch)[::-1]
+    images = banks.newest(synthesizer.bank, synthesis.batch)[::-1]
     write_arrays(directory.path / "bank" / f"{step:06d}.npz", images=images)
 
 
