@@ -19,7 +19,7 @@ COMMANDS = {
     "compile": "what a TPU's compiler says of a preset's rounds, without a TPU (extra: tpu)",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
-    "bench": "time our steps beside eager PyTorch's (extra: torch)",
+    "bench": "time our steps and cycles beside eager PyTorch's (extra: torch)",
 }
 
 if __name__ == "__main__":
