@@ -27,7 +27,7 @@ from abd_jax.attacks.poison import Triggered
 from abd_jax.data import Dataset
 from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
-from abd_jax.training import attacks, checkpoint, dispatch, keys, sharding
+from abd_jax.training import attacks, checkpoint, dispatch, keys, processes, sharding
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
@@ -36,6 +36,7 @@ from abd_jax.training.distill import Distillation, Screens
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import MetricsWriter, NonFiniteError, began
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
+from abd_jax.training.speed import Clock, Trace
 
 Row = dict[str, Any]
 SELECTION_BATCHES = 16
@@ -72,7 +73,13 @@ class Silent:
 
 @contextmanager
 def _termination() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it."""
+    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it.
+
+    All processes of a run must call it equally often.
+    """
+    if processes.several():
+        yield processes.preempted
+        return
     arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield arrived.is_set
@@ -121,11 +128,12 @@ def _loop(
                 for done, latest, metrics in steps(first, tree):
                     tree = latest
                     observer.advance(done, writer.write(done, metrics) or {})
-                    if done % checkpoint_every == 0 or done == total or terminated():
+                    stopping = terminated()
+                    if done % checkpoint_every == 0 or done == total or stopping:
                         observer.advance(done, writer.flush() or {})
                         checkpoints.save(done, tree)
                         last_saved = done
-                    if terminated() and done < total:
+                    if stopping and done < total:
                         raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
             except NonFiniteError as error:
                 writer.abandon()
@@ -386,11 +394,13 @@ def distill_student(
     observer: Observer | None = None,
     devices: int = 0,
     screens: Screens | None = None,
+    profile: bool = False,
 ) -> Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
     The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
-    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside.
+    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside;
+    with `profile` a trace of a few rounds is written beside the events for TensorBoard.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -401,24 +411,31 @@ def distill_student(
     started, settings, root = began(directory.path), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
     classes = dataset.classes if dataset is not None else ()
-    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes, screens)
+    solo = Distillation.make(preset, defense, teacher, None, classes, screens)  # what comes before and after the rounds
+    run = solo
+    if mesh is not None:
+        run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh), classes, screens)
     test = None
     if dataset is not None and trigger is not None:
         test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
     best = (jnp.full((), -1.0), jax.tree.map(jnp.copy, state.student.variables))
-    alone, tree = teacher, (state, best)
+    everywhere, key, tree = teacher, root, (state, best)
     if mesh is not None:
-        teacher, tree = sharding.replicate((teacher, tree), mesh)
+        everywhere, key, begun = sharding.replicate((teacher, root, state), mesh)
+        tree = (begun, best)
+
+    def here(tree: Any) -> Any:
+        return tree if mesh is None else processes.local(tree)
 
     def prepare(tree: Any) -> Any:
         """What the defense learns of the teacher before the first round."""
         vaccine, backdoor = state.vaccine, state.backdoor
         if vaccine is not None:
-            vaccine = _select_vaccine(directory, run, root, state.synthesizer, alone)
+            vaccine = _select_vaccine(directory, solo, root, state.synthesizer, teacher)
         if backdoor is not None:
-            inversion = _invert_triggers(directory, run, root, state.synthesizer, alone)
+            inversion = _invert_triggers(directory, solo, root, state.synthesizer, teacher)
             backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
         if mesh is not None:
             vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
@@ -427,29 +444,37 @@ def distill_student(
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
-        rounds = dispatch.compile_rounds(run, root, state, teacher)
+        rounds = dispatch.compile_rounds(run, key, state, everywhere)
         if test is not None:
-            evaluation.rates(state.student, test)  # compiles before the first round
+            evaluation.rates(here(state.student), test)  # compiles before the first round
+        clock = Clock(max(1, devices))
         for step in range(first, settings.cycles):
-            state, metrics = rounds[run.phase(step)](root, state, teacher)
+            trace.round(state)
+            compiled = rounds[run.phase(step)]
+            state, metrics = compiled(key, state, everywhere)
+            clock.count(settings.updates * settings.batch, compiled.flops)
             due = (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles
             if test is not None and due:
-                rates = _named_rates(state.student, test)
-                best = _keep_better(best, rates["acc"], state.student.variables)
+                student = here(state.student)
+                rates = _named_rates(student, test)
+                best = _keep_better(best, rates["acc"], student.variables)
                 metrics = metrics | rates
             yield step + 1, (state, best), metrics
+        clock.write(directory.path, state)
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
     observer, every = observer or Silent(), settings.checkpoint_every
-    state, best = _loop(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
-    state = _repair(directory, run, root, state, teacher)
+    trace = Trace(directory.path / "tensorboard" if profile and processes.primary() else None)
+    with trace.watching():
+        state, best = _loop(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
+    state = _repair(directory, solo, root, here(state), teacher)
     notes = _notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
     if test is not None:
         best_student = dataclasses.replace(state.student, variables=best[1])
         chosen = notes | {"chosen_by": "accuracy on the test set"}
         checkpoint.save_network(directory.path / "best", best_student, settings.architecture, chosen)
-    _write_pictures(directory, run, root, state, teacher, test)
+    _write_pictures(directory, solo, root, state, teacher, test)
     rates = evaluation.evaluate(state.student, test) if test is not None else None
     return directory.finish(_row(preset, trigger, seed, "student", defense, started, rates))
 
@@ -464,6 +489,7 @@ def make_student(
     seed: int,
     observer: Observer | None = None,
     devices: int = 0,
+    profile: bool = False,
 ) -> Row:
     """`train_clean_student` or `distill_student`, as the defense says.
 
@@ -474,7 +500,9 @@ def make_student(
         if dataset is None or trigger is None:
             raise ValueError(_NO_DATA)
         return train_clean_student(directory, preset, dataset, teacher, trigger, seed, observer)
-    return distill_student(directory, preset, dataset, teacher, trigger, defense, seed, observer, devices)
+    return distill_student(
+        directory, preset, dataset, teacher, trigger, defense, seed, observer, devices, profile=profile
+    )
 
 
 def fit_to_teacher(preset: configs.Preset, teacher: Network, notes: Mapping[str, Any]) -> configs.Preset:
