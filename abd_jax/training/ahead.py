@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from abd_jax import data, models
-from abd_jax.training import dispatch, sharding
+from abd_jax.training import dispatch, sharding, speed
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Distillation, Parts
 
@@ -62,6 +62,10 @@ _COLLECTIVE = re.compile(
     r" = (?P<result>.*?) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", re.MULTILINE)
+_NAME = re.compile(r"%([\w.-]+)")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id")
+"""Instructions that move nothing."""
 _LIBRARY = re.compile(r"custom_call_target=\"(__(?:cudnn|cublas)[^\"]*)\"")
 _HOST = re.compile(r" (infeed|outfeed|send|recv)\(|custom_call_target=\"[^\"]*(callback|HostTransfer)[^\"]*\"")
 
@@ -106,7 +110,7 @@ def with_batch(preset: Preset, batch: int) -> Preset:
 
 
 def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
-    """Name, calls per round, and the lowered form of everything that the last kind of round consists of.
+    """Name, calls per round, and the traced form of everything that the last kind of round consists of.
 
     The last, `round`, is all of it as the one program that training runs.
     """
@@ -138,28 +142,28 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
         yield (
             "synthesis update",
             preset.synthesis.updates,
-            dispatch.synthesize.lower(run, phase, key, state, teacher, index),
+            dispatch.synthesize.trace(run, phase, key, state, teacher, index),
         )
     yield (
         "lesson",
         updates if run.synthesizer.fresh else 1,
-        dispatch.teach.lower(run, phase, key, state, teacher, index),
+        dispatch.teach.trace(run, phase, key, state, teacher, index),
     )
     lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
     delta = []
     if phase.retrospective and not run.pastes:
         ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), key, state, teacher, lesson, index)
-        begun = dispatch.begin_ascent.lower(run, key, state, teacher, lesson, index)
+        begun = dispatch.begin_ascent.trace(run, key, state, teacher, lesson, index)
         yield "ascent begun", updates, begun
         ascent = jax.tree.map(
             lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
         )
         steps = updates * preset.retrospection.ascent_steps
-        yield "ascent step", steps, dispatch.ascend.lower(run, ascent, state, teacher)
+        yield "ascent step", steps, dispatch.ascend.trace(run, ascent, state, teacher)
         delta = [ascent.delta]
-    yield "student update", updates, dispatch.study.lower(run, phase, key, state, lesson, index, *delta)
+    yield "student update", updates, dispatch.study.trace(run, phase, key, state, lesson, index, *delta)
     parts = Parts(dispatch.repeat_on_device)
-    yield "round", 1, dispatch.whole_round.lower(run, phase, parts, key, state, teacher)
+    yield "round", 1, dispatch.whole_round.trace(run, phase, parts, key, state, teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +173,8 @@ class Facts:
     Attributes:
         name: of the function.
         calls: per round.
-        flops, bytes: of one call; a loop's body counts once, so of `round` they say little.
+        flops, bytes: of one call; a loop's body counts once, so of `round` they say little. Where a compiler tells
+            none, those of the traced program's products and convolutions, and `traffic` of the compiled one.
         memory: bytes of arguments, results and intermediate values while it runs.
         collectives: kind → (how many, bytes).
         host_transfers: instructions that reach the host.
@@ -200,19 +205,23 @@ class Facts:
         return math.floor(batch * (chip.memory - self.fixed) / max(self.memory - self.fixed, 1))
 
 
-def compiled_facts(name: str, calls: int, lowered: Any, batches: Sequence[int] = ()) -> Facts:
+def compiled_facts(name: str, calls: int, traced: Any, batches: Sequence[int] = ()) -> Facts:
     """Compiles and reads.
 
     Args:
-        name, calls, lowered: as `functions` yields them.
+        name, calls, traced: as `functions` yields them.
         batches: leading axes by which arguments are told that grow with the batch.
     """
+    lowered = traced.lower()
     arguments = jax.tree.leaves(lowered.args_info)
     fixed = sum(_bytes(leaf) for leaf in arguments if not leaf.shape or leaf.shape[0] not in batches)
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    if cost is None:  # the GPU's compiler tells none
+        devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
+        cost = {"flops": speed.flops(traced.jaxpr) / devices, "bytes accessed": traffic(text)}
     predicted = cost.get("optimal_seconds", -1.0)
     return Facts(
         name=name,
@@ -245,6 +254,17 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         count, total = found.get(match["name"], (0, 0))
         found[match["name"]] = count + 1, total + sum(map(_size, _SHAPE.findall(match["result"])))
     return found
+
+
+def traffic(hlo: str) -> int:
+    """Bytes that a compiled program reads and writes: its entry's instructions, each fusion as one of them."""
+    sizes: dict[str, int] = {}
+    total = 0
+    for name, result, kind, operands in _INSTRUCTION.findall(hlo[hlo.index("\nENTRY ") :]):
+        sizes[name] = sum(map(_size, _SHAPE.findall(result)))
+        if kind not in _FREE:
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in _NAME.findall(operands))
+    return total
 
 
 def _size(shape: Sequence[str]) -> int:

@@ -63,12 +63,12 @@ def main(argv: list[str]) -> None:
     title += f"{per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
     table = Table("per device", "value", title=title)
     found = []
-    for name, calls, lowered in ahead.functions(preset, options.defense, mesh):
+    for name, calls, traced in ahead.functions(preset, options.defense, mesh):
         if options.functions and name.replace(" ", "_") not in options.functions:
             continue
         stderr.print(f"compiling: {name}", highlight=False)
         own = getattr(preset.synthesis, "batch", preset.student.batch)
-        facts = ahead.compiled_facts(name, calls, lowered, (preset.student.batch, own))
+        facts = ahead.compiled_facts(name, calls, traced, (preset.student.batch, own))
         found.append(facts)
         table.add_section()
         for row in _rows(facts, chip, per_device):

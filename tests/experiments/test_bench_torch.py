@@ -123,7 +123,7 @@ def test_retrospection_finds_the_same_perturbation_and_gradient(pair):
     from experiments.bench import torch_steps
 
     teacher, student, our_teacher, our_student = pair
-    config = RetrospectionConfig(perturb="teacher", norm="running", ascent_steps=3, iterations=2)
+    config = RetrospectionConfig(perturb="teacher", norm="running", sigma=1.0, ascent_steps=3, iterations=2)
     ascent = self_retrospection.begin_ascent(config, jax.random.key(0), our_student, our_teacher, batch())
     start = torch.tensor(np.asarray(ascent.delta)).permute(2, 0, 1)
     step = jax.jit(self_retrospection.ascend, static_argnums=0)
