@@ -219,26 +219,20 @@ class BatchNormTap:
 
 
 @jax.custom_vjp
-def _variance(x: Array, mean: Array, image_mean: Array) -> Array:
-    """Mean of (x − μ)² over all axes but the last; `mean` must be μ, and `image_mean` the mean μᵢ over each image.
+def _variance(x: Array, mean: Array) -> Array:
+    """Mean of (x − μ)² over all axes but the last, where `mean` must be μ, the mean over the same axes.
 
-    Computed as the mean over images of (x − c)² − (μᵢ − c)² + (μᵢ − μ)² with c its first pixel, where the first term
-    needs no pass after the means: all of it is sums of one pass, then sums over a number for each image and channel.
     Its derivative in μ, −2·mean(x − μ), is zero for every x; saying so spares a pass over the batch, and over a mesh an
     all-reduce, that would add rounding only. In x it is 2(x − μ) / count, itself differentiable in both.
     """
-    positions = tuple(range(1, x.ndim - 1))
-    first = x[(slice(None), *(slice(1) for _ in positions))]
-    inside = jnp.mean(jnp.square(x - first), axis=positions) - jnp.square(image_mean - first.reshape(image_mean.shape))
-    return jnp.mean(jnp.maximum(inside, 0.0) + jnp.square(image_mean - mean), axis=0)
+    return jnp.mean(jnp.square(x - mean), axis=tuple(range(x.ndim - 1)))
 
 
 _variance.defvjp(
-    lambda x, mean, image_mean: (_variance(x, mean, image_mean), (x, mean, image_mean)),
+    lambda x, mean: (_variance(x, mean), (x, mean)),
     lambda residuals, cotangent: (
         (residuals[0] - residuals[1]) * (cotangent * (2 * cotangent.size / residuals[0].size)),
         jnp.zeros_like(residuals[1]),
-        jnp.zeros_like(residuals[2]),
     ),
 )
 
@@ -268,7 +262,7 @@ class BatchNorm(nn.Module):
         wide = x.astype(jnp.float32)
         image_mean = wide.mean(axis=tuple(range(1, x.ndim - 1)))
         mean = image_mean.mean(axis=0)
-        variance = _variance(wide, mean, image_mean)
+        variance = _variance(wide, mean)
         used_mean, used_variance = mean, variance
         if norm == "running":
             if running_mean is None or running_variance is None:
