@@ -20,6 +20,8 @@ UV := $(shell command -v uv 2>/dev/null)
 LOCKED := $(VENV)/.stamp-locked
 WITH_TORCH := $(VENV)/.stamp-torch
 WITH_EXTRA := $(VENV)/.stamp-extra
+CUDA := $(VENV)-cuda
+JAX := $(shell sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.lock)
 COMPILE := pip compile pyproject.toml --extra test --extra dev --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --output-file requirements.lock
 
@@ -31,7 +33,7 @@ WHEEL_OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-torch test-browser lint bench docs wheel lock clean
+.PHONY: help setup demo test test-slow test-torch test-browser lint bench compile-gpu docs wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,8 +61,11 @@ lint: $(LOCKED) ## check style, types and which room imports which
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-bench: $(WITH_TORCH) ## time training steps against PyTorch's and the vaccine's cost
+bench: $(WITH_TORCH) ## time our steps and cycles beside eager PyTorch's
 	$(PYTHON) -m experiments bench $(ARGS)
+
+compile-gpu: $(CUDA)/.stamp ## what an H100's compiler says of a preset's rounds, without one: ARGS='cifar10 --dtype bfloat16'
+	$(CUDA)/bin/python -m experiments compile $(ARGS) --topology h100:1x1x8
 
 docs: $(WITH_EXTRA)-docs ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
@@ -81,6 +86,15 @@ else
 	$(PYTHON) -m pip install --quiet uv
 	$(VENV)/bin/uv $(COMPILE) --quiet $(ARGS)
 endif
+
+# An environment of its own on top of the locked one: where the plugin is installed, JAX looks for a GPU first.
+$(CUDA)/.stamp: | $(LOCKED)
+	$(PYTHON) -m venv "$(CUDA)"
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$("$(CUDA)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/locked.pth"
+	$(CUDA)/bin/python -m pip install --disable-pip-version-check --no-deps \
+		jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
+	@touch $@
 
 # pip's rather than uv's, as for PyTorch: the extras are no part of the lock.
 $(WITH_EXTRA)-%: | $(LOCKED)

@@ -16,10 +16,10 @@ COMMANDS = {
     "audit": "signs of a backdoor in a network, without data; how often each is wrong",
     "export": "a run's network as one file for elsewhere: safetensors, StableHLO, ONNX, Flax; with a model card",
     "diagnose": "could poison hide in this data and network?",
-    "compile": "what a TPU's compiler says of a preset's rounds, without a TPU (extra: tpu)",
+    "compile": "what a TPU's or GPU's compiler says of a preset's rounds, without one (extra: tpu)",
     "presets": "list the presets",
     "datasets": "list the data sets, or prepare one",
-    "bench": "time our steps beside eager PyTorch's (extra: torch)",
+    "bench": "time our steps and cycles beside eager PyTorch's (extra: torch)",
 }
 
 if __name__ == "__main__":

@@ -77,6 +77,16 @@ class Task:
         """Spreads an array whose first axis is the batch's over the mesh, if there is one."""
         return batch if self.sharding is None else jax.lax.with_sharding_constraint(batch, self.sharding)
 
+    def replicate(self, state: Any) -> Any:
+        """A copy of every array on every device of the mesh, if there is one.
+
+        Left to XLA, a state comes out spread as the batch that it was computed from, and no compiled update takes it.
+        """
+        if self.sharding is None:
+            return state
+        everywhere = jax.sharding.NamedSharding(self.sharding.mesh, jax.sharding.PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere), state)
+
     def require(self, method: str, *, quarters: bool = False, batch_norm: bool = False) -> None:
         """Raises ValueError if the method cannot do this task.
 

@@ -6,6 +6,7 @@ arguments are abstract and the devices come from a description (`jax.experimenta
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -14,15 +15,17 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from abd_jax import data, models
-from abd_jax.training import dispatch, sharding
+from abd_jax.training import dispatch, sharding, speed
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Distillation, Parts
 
@@ -48,6 +51,8 @@ CHIPS = {
     "v5e": Chip(197e12, 819e9, 16 * 2**30),
     "v5p": Chip(459e12, 2765e9, 95 * 2**30),
     "v6e": Chip(918e12, 1640e9, 32 * 2**30),
+    # https://www.nvidia.com/en-us/data-center/h100: SXM5, dense
+    "h100": Chip(989e12, 3350e9, 80 * 2**30),
 }
 """Name → its makers' figures."""
 
@@ -57,23 +62,38 @@ _COLLECTIVE = re.compile(
     r" = (?P<result>.*?) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", re.MULTILINE)
+_NAME = re.compile(r"%([\w.-]+)")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id")
+"""Instructions that move nothing."""
+_LIBRARY = re.compile(r"custom_call_target=\"(__(?:cudnn|cublas)[^\"]*)\"")
 _HOST = re.compile(r" (infeed|outfeed|send|recv)\(|custom_call_target=\"[^\"]*(callback|HostTransfer)[^\"]*\"")
 
 
 def topology_mesh(name: str, devices: int | None = None) -> tuple[Chip, Mesh]:
-    """The chip and a mesh of the first `devices` of a described machine, e.g. `v5e:2x2`.
+    """The chip and a mesh of the first `devices` of a described machine, e.g. `v5e:2x2` or `h100:1x1x8`.
+
+    A TPU's shape is its topology; a GPU's is slices × hosts × devices.
 
     Raises:
         ValueError: unknown chip or shape, or no compiler for it here.
     """
     chip, _, shape = name.partition(":")
-    if chip not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
-        raise ValueError(f"--topology {name!r}: allowed are CHIP:SHAPE with CHIP of {', '.join(CHIPS)}, e.g. v5e:2x2")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"--topology {name}: the TPU's compiler, libtpu, is not installed: pip install 'abd-jax[tpu]'")
+    gpu = chip == "h100"
+    if chip not in CHIPS or not re.fullmatch(r"\d+x\d+x\d+" if gpu else r"\d+x\d+(x\d+)?", shape):
+        raise ValueError(
+            f"--topology {name!r}: allowed are CHIP:SHAPE with CHIP of {', '.join(CHIPS)}, e.g. v5e:2x2, h100:1x1x8"
+        )
+    library, package = ("jax_cuda12_plugin", "jax-cuda12-pjrt jax-cuda12-plugin") if gpu else ("libtpu", "abd-jax[tpu]")
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"--topology {name}: its compiler, {library}, is not installed: pip install {package}")
+    options = {"platform": "tpu", "topology_name": name}
+    if gpu:
+        target = Path(__file__).with_name("h100.txtpb").read_text()
+        options = {"platform": "cuda", "topology_name": chip, "target_config": target, "topology": shape}
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud which machine this is
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        found = topologies.get_topology_desc(**options).devices
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"--topology {name}: {error}") from None
     if devices is not None and not 1 <= devices <= len(found):
@@ -90,7 +110,7 @@ def with_batch(preset: Preset, batch: int) -> Preset:
 
 
 def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
-    """Name, calls per round, and the lowered form of everything that the last kind of round consists of.
+    """Name, calls per round, and the traced form of everything that the last kind of round consists of.
 
     The last, `round`, is all of it as the one program that training runs.
     """
@@ -122,28 +142,28 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
         yield (
             "synthesis update",
             preset.synthesis.updates,
-            dispatch.synthesize.lower(run, phase, key, state, teacher, index),
+            dispatch.synthesize.trace(run, phase, key, state, teacher, index),
         )
     yield (
         "lesson",
         updates if run.synthesizer.fresh else 1,
-        dispatch.teach.lower(run, phase, key, state, teacher, index),
+        dispatch.teach.trace(run, phase, key, state, teacher, index),
     )
     lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
     delta = []
     if phase.retrospective and not run.pastes:
         ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), key, state, teacher, lesson, index)
-        begun = dispatch.begin_ascent.lower(run, key, state, teacher, lesson, index)
+        begun = dispatch.begin_ascent.trace(run, key, state, teacher, lesson, index)
         yield "ascent begun", updates, begun
         ascent = jax.tree.map(
             lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
         )
         steps = updates * preset.retrospection.ascent_steps
-        yield "ascent step", steps, dispatch.ascend.lower(run, ascent, state, teacher)
+        yield "ascent step", steps, dispatch.ascend.trace(run, ascent, state, teacher)
         delta = [ascent.delta]
-    yield "student update", updates, dispatch.study.lower(run, phase, key, state, lesson, index, *delta)
+    yield "student update", updates, dispatch.study.trace(run, phase, key, state, lesson, index, *delta)
     parts = Parts(dispatch.repeat_on_device)
-    yield "round", 1, dispatch.whole_round.lower(run, phase, parts, key, state, teacher)
+    yield "round", 1, dispatch.whole_round.trace(run, phase, parts, key, state, teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +173,13 @@ class Facts:
     Attributes:
         name: of the function.
         calls: per round.
-        flops, bytes: of one call; a loop's body counts once, so of `round` they say little.
+        flops, bytes: of one call; a loop's body counts once, so of `round` they say little. Where a compiler tells
+            none, those of the traced program's products and convolutions, and `traffic` of the compiled one.
         memory: bytes of arguments, results and intermediate values while it runs.
         collectives: kind → (how many, bytes).
         host_transfers: instructions that reach the host.
+        library_calls: kernels of cuDNN and cuBLAS → how many; a TPU has none.
+        fixed: bytes of arguments that do not grow with the batch.
         predicted: the compiler's own estimate of one call in seconds; None where it gives none.
         compile_seconds: how long compiling took here.
     """
@@ -170,22 +193,35 @@ class Facts:
     host_transfers: int
     predicted: float | None
     compile_seconds: float
+    library_calls: dict[str, int] = dataclasses.field(default_factory=dict)
+    fixed: float = 0.0
 
     def floor(self, chip: Chip) -> float:
         """The roofline: no program with these flops and bytes takes less, in seconds."""
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
-    def largest_batch(self, chip: Chip, batch: int, fixed: float) -> int:
-        """An estimate: what is left of the memory after `fixed` bytes grows with the batch."""
-        return math.floor(batch * (chip.memory - fixed) / max(self.memory - fixed, 1))
+    def largest_batch(self, chip: Chip, batch: int) -> int:
+        """An estimate: all memory but the fixed grows with the batch."""
+        return math.floor(batch * (chip.memory - self.fixed) / max(self.memory - self.fixed, 1))
 
 
-def compiled_facts(name: str, calls: int, lowered: Any) -> Facts:
-    """Compiles and reads."""
+def compiled_facts(name: str, calls: int, traced: Any, batches: Sequence[int] = ()) -> Facts:
+    """Compiles and reads.
+
+    Args:
+        name, calls, traced: as `functions` yields them.
+        batches: leading axes by which arguments are told that grow with the batch.
+    """
+    lowered = traced.lower()
+    arguments = jax.tree.leaves(lowered.args_info)
+    fixed = sum(_bytes(leaf) for leaf in arguments if not leaf.shape or leaf.shape[0] not in batches)
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    if cost is None:  # the GPU's compiler tells none
+        devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
+        cost = {"flops": speed.flops(traced.jaxpr) / devices, "bytes accessed": traffic(text)}
     predicted = cost.get("optimal_seconds", -1.0)
     return Facts(
         name=name,
@@ -201,7 +237,14 @@ def compiled_facts(name: str, calls: int, lowered: Any) -> Facts:
         host_transfers=len(_HOST.findall(text)),
         predicted=predicted if predicted > 0 else None,  # libtpu's is negative for float32
         compile_seconds=seconds,
+        library_calls=dict(collections.Counter(_LIBRARY.findall(text))),
+        fixed=fixed,
     )
+
+
+def _bytes(leaf: Any) -> int:
+    dtype = leaf.dtype if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.dtype(np.uint64)
+    return math.prod(leaf.shape) * dtype.itemsize
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
@@ -211,6 +254,17 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         count, total = found.get(match["name"], (0, 0))
         found[match["name"]] = count + 1, total + sum(map(_size, _SHAPE.findall(match["result"])))
     return found
+
+
+def traffic(hlo: str) -> int:
+    """Bytes that a compiled program reads and writes: its entry's instructions, each fusion as one of them."""
+    sizes: dict[str, int] = {}
+    total = 0
+    for name, result, kind, operands in _INSTRUCTION.findall(hlo[hlo.index("\nENTRY ") :]):
+        sizes[name] = sum(map(_size, _SHAPE.findall(result)))
+        if kind not in _FREE:
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in _NAME.findall(operands))
+    return total
 
 
 def _size(shape: Sequence[str]) -> int:

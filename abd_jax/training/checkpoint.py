@@ -29,6 +29,7 @@ from orbax.checkpoint import v1 as ocp
 
 from abd_jax import models
 from abd_jax.models import Network
+from abd_jax.training import processes
 
 logger = logging.getLogger(__name__)
 Tree = TypeVar("Tree")
@@ -59,9 +60,11 @@ def digest(tree: PyTree) -> str:
     return total.hexdigest()
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
     """Shape, dtype and placement: Orbax needs the last to read a checkpoint of another number of devices."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if processes.several() and sharding.is_fully_addressable:
+        return np.empty(leaf.shape, leaf.dtype)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -146,7 +149,7 @@ class Checkpoints:
         if step in [known.step for known in self._checkpointer.checkpoints]:
             return
         self._pending = self._checkpointer.save_async(
-            step, _flat(state), force=True, custom_metadata={"digest": digest(state)}
+            step, jax.tree.map(processes.saved_as, _flat(state)), force=True, custom_metadata={"digest": digest(state)}
         )
 
     def wait(self) -> None:
@@ -188,10 +191,12 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Moves a checkpoint out of the way of the next save of its step; nothing that may be of use is deleted."""
-        aside = self.directory.with_name("damaged")
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        aside.mkdir(exist_ok=True)
-        (self.directory / str(step)).rename(aside / str(step))
+        if processes.primary():
+            aside = self.directory.with_name("damaged")
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            aside.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(aside / str(step))
+        processes.meet("a damaged checkpoint aside")
         self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
 
     def close(self) -> None:
@@ -219,11 +224,15 @@ def save_network(directory: Path, network: Network, architecture: str, notes: Ma
     """
     directory = directory.absolute()
     staging = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    if processes.primary():
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    processes.meet("a place for a network")
     variables = _flat(dict(network.variables))
     content = digest(variables)
-    ocp.save(staging / "variables", variables)
+    ocp.save(staging / "variables", jax.tree.map(processes.saved_as, variables))
+    if not processes.primary():
+        return content
     facts = {
         "architecture": architecture,
         "num_classes": network.module.num_classes,

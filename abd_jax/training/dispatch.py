@@ -19,10 +19,24 @@ from jaxtyping import Array, PRNGKeyArray
 from abd_jax.defenses import trigger_inversion
 from abd_jax.defenses.trigger_inversion import Inversion, InversionConfig
 from abd_jax.models import Network
-from abd_jax.training import distill
+from abd_jax.training import distill, speed
 from abd_jax.training.distill import Distillation, DistillState, Metrics, Parts, Phase
 
-Round = Callable[[PRNGKeyArray, DistillState, Network], tuple[DistillState, Metrics]]
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A compiled round: (key, state, teacher) → (state, metrics).
+
+    Attributes:
+        run: what it calls.
+        flops: of its products and convolutions, as `speed.flops` counts them.
+    """
+
+    run: Callable[[PRNGKeyArray, DistillState, Network], tuple[DistillState, Metrics]]
+    flops: float
+
+    def __call__(self, key: PRNGKeyArray, state: DistillState, teacher: Network) -> tuple[DistillState, Metrics]:
+        return self.run(key, state, teacher)
 
 
 def repeat_on_device(step: Callable[..., Any], state: Any, times: int) -> Any:
@@ -96,13 +110,23 @@ def compile_rounds(
         key, state, teacher: as the rounds will get them (shapes and placement count).
         platform: default: the current backend.
     """
+    rounds: dict[Phase, Round] = {}
     if (platform or jax.default_backend()) != "cpu":
         parts = Parts(repeat_on_device)
-        return {phase: whole_round.lower(run, phase, parts, key, state, teacher).compile() for phase in run.phases()}
+        for phase in run.phases():
+            traced = whole_round.trace(run, phase, parts, key, state, teacher)
+            rounds[phase] = Round(traced.lower().compile(), speed.flops(traced.jaxpr))
+        return rounds
+    work: list[float] = []
 
-    def compiled(function: Any, static: tuple[Any, ...], *arguments: Any) -> tuple[Callable[..., Any], Any]:
-        """An executable that is called with the static arguments too, and its outputs' shapes and placement."""
-        lowered = function.lower(*static, *arguments)
+    def compiled(times: int, function: Any, static: tuple[Any, ...], *arguments: Any) -> tuple[Callable[..., Any], Any]:
+        """An executable that is called with the static arguments too, and its outputs' shapes and placement.
+
+        A round calls it `times` times.
+        """
+        traced = function.trace(*static, *arguments)
+        work.append(times * speed.flops(traced.jaxpr))
+        lowered = traced.lower()
         executable = lowered.compile()
         outputs = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -111,22 +135,23 @@ def compile_rounds(
         )
         return lambda *all_arguments: executable(*all_arguments[len(static) :]), outputs
 
-    index = np.int32(0)
-    rounds: dict[Phase, Round] = {}
+    index, preset, settings = np.int32(0), run.preset, run.preset.retrospection
+    updates = preset.student.updates
     for phase in run.phases():
-        synthesis, _ = compiled(synthesize, (run, phase), key, state, teacher, index)
-        teaching, (lesson, _) = compiled(teach, (run, phase), key, state, teacher, index)
+        work.clear()
+        synthesis, _ = compiled(preset.synthesis.updates, synthesize, (run, phase), key, state, teacher, index)
+        lessons = 1 + updates if run.synthesizer.fresh else 1
+        teaching, (lesson, _) = compiled(lessons, teach, (run, phase), key, state, teacher, index)
         parts, delta = Parts(repeat_from_host, synthesis, teaching), []
         if phase.retrospective and not run.pastes:
-            begin, ascent = compiled(begin_ascent, (run,), key, state, teacher, lesson, index)
-            step, ascent = compiled(ascend, (run,), ascent, state, teacher)
+            begin, ascent = compiled(updates, begin_ascent, (run,), key, state, teacher, lesson, index)
+            step, ascent = compiled(updates * settings.ascent_steps, ascend, (run,), ascent, state, teacher)
             parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
             delta = [ascent.delta]
         if phase.retrospective and run.hunts:
-            hunting, _ = compiled(hunt, (run,), key, state, lesson, index)
+            hunting, _ = compiled(settings.hunt, hunt, (run,), key, state, lesson, index)
             parts = dataclasses.replace(parts, hunt=hunting)
-        second_half, _ = compiled(study, (run, phase), key, state, lesson, index, *delta)
-        rounds[phase] = functools.partial(
-            distill.distill_round, run, phase, dataclasses.replace(parts, study=second_half)
-        )
+        second_half, _ = compiled(updates, study, (run, phase), key, state, lesson, index, *delta)
+        whole = functools.partial(distill.distill_round, run, phase, dataclasses.replace(parts, study=second_half))
+        rounds[phase] = Round(whole, sum(work))
     return rounds

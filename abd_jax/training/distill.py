@@ -268,7 +268,7 @@ def synthesize(
         functools.partial(state.student, norm=norm),
         generator_screen,
     )
-    return dataclasses.replace(state, synthesizer=synthesizer), metrics
+    return dataclasses.replace(state, synthesizer=run.synthesizer.task.replicate(synthesizer)), metrics
 
 
 def teach(

@@ -14,6 +14,8 @@ import jax
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
+from abd_jax.training import processes
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -31,6 +33,7 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, started: float, first_step: int = 0) -> None:
+        directory = processes.own_directory(directory)
         path = directory / METRICS_FILE
         self._started = started
         kept = [line for line in read(directory) if line["step"] < first_step]

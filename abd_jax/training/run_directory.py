@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 
 from abd_jax.training import config as configs
+from abd_jax.training import processes
 
 Existing = Literal["refuse", "resume", "overwrite"]
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
@@ -40,16 +41,20 @@ def device() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes whole or not at all."""
+    """Writes whole or not at all; of several processes, the first does."""
+    if not processes.primary():
+        return
     staging = path.with_name(f".{path.name}.tmp")
     staging.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(staging, path)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
-    """An `.npz`, whole or not at all."""
+    """An `.npz`, whole or not at all; of several processes, the first does."""
     import numpy as np
 
+    if not processes.primary():
+        return
     staging = path.with_name(f".{path.name}.tmp")
     with staging.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -75,13 +80,18 @@ class RunDirectory:
             ValueError: there is a run and `existing` does not allow it, it is another run, or the place is no run's.
         """
         given, path = path, path.absolute()
-        try:
-            return cls._open(path, config, existing)
-        except OSError as error:
-            raise ValueError(f"--out {given}: cannot be made or read ({error.strerror or error})") from error
+
+        def make() -> None:
+            try:
+                cls._make(path, config, existing)
+            except OSError as error:
+                raise ValueError(f"--out {given}: cannot be made or read ({error.strerror or error})") from error
+
+        processes.agreed(make)
+        return cls(path)
 
     @classmethod
-    def _open(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> RunDirectory:
+    def _make(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> None:
         config = json.loads(json.dumps({**config, "versions": versions(), "device": device()}))
         stored = path / CONFIG_FILE
         if path.exists() and not path.is_dir():
@@ -100,21 +110,23 @@ class RunDirectory:
                     raise ValueError(f"--out {path}: --overwrite would delete the current directory; call it elsewhere")
                 shutil.rmtree(path)
             else:
-                _check_same(stored, config)
-                return cls(path)
+                return _check_same(stored, config)
         path.mkdir(parents=True, exist_ok=True)
         write_json(stored, config)
-        return cls(path)
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The row of a finished run."""
         path = self.path / RESULT_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
+        found: dict[str, Any] | None = processes.agreed(
+            lambda: json.loads(path.read_text()) if path.is_file() else None
+        )
+        return found
 
     def finish(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Marks the run as finished."""
         write_json(self.path / RESULT_FILE, dict(row))
+        processes.meet(RESULT_FILE)
         return dict(row)
 
 

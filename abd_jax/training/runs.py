@@ -22,7 +22,7 @@ from abd_jax.attacks.objectives import Objective, hard_labels
 from abd_jax.data import Dataset
 from abd_jax.defenses import trigger_inversion
 from abd_jax.models import Network
-from abd_jax.training import attacks, checkpoint, dispatch, evidence, keys, sharding, stage
+from abd_jax.training import attacks, checkpoint, dispatch, evidence, keys, processes, sharding, stage
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
@@ -31,6 +31,7 @@ from abd_jax.training.distill import Distillation, Screens
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import began
 from abd_jax.training.run_directory import RunDirectory
+from abd_jax.training.speed import Clock, Trace
 
 NORMAL = "normal"
 
@@ -230,11 +231,13 @@ def distill_student(
     observer: stage.Observer | None = None,
     devices: int = 0,
     screens: Screens | None = None,
+    profile: bool = False,
 ) -> stage.Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
     The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
-    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside.
+    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside;
+    with `profile` a trace of a few rounds is written beside the events for TensorBoard.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -245,64 +248,79 @@ def distill_student(
     started, settings, root = began(directory.path), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
     classes = dataset.classes if dataset is not None else ()
-    run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh) if mesh else None, classes, screens)
+    solo = Distillation.make(preset, defense, teacher, None, classes, screens)  # what comes before and after the rounds
+    run = solo
+    if mesh is not None:
+        run = Distillation.make(preset, defense, teacher, sharding.batch_sharding(mesh), classes, screens)
     test = None
     if dataset is not None and trigger is not None:
         test = TestSet.make(dataset, trigger, preset.teacher.target)
     teacher = run.rival.harden(teacher)
     state = run.init(root, teacher)
     best = (jnp.full((), -1.0, jnp.float32), jax.tree.map(jnp.copy, state.student.variables))
-    tree = (state, best)
+    # Placed, as rounds return it: what is compiled for arrays without a place is compiled anew for those.
+    everywhere, key, tree = teacher, root, jax.device_put((state, best), jax.local_devices()[0])
     if mesh is not None:
-        teacher, tree = sharding.replicate((teacher, tree), mesh)
-    else:  # placed, as rounds return it: what is compiled for arrays without a place is compiled anew for those
-        tree = jax.device_put(tree, jax.devices()[0])
+        everywhere, key, begun = sharding.replicate((teacher, root, state), mesh)
+        tree = (begun, tree[1])
+
+    def here(tree: Any) -> Any:
+        return tree if mesh is None else processes.local(tree)
 
     def prepare(tree: Any) -> Any:
         """What the defense learns of the teacher before the first round."""
-        state, best = tree
         vaccine, backdoor = state.vaccine, state.backdoor
         if vaccine is None and backdoor is None:
             return tree
-        generic = evidence.generic_images(run, root, state.synthesizer)
+        generic = evidence.generic_images(solo, root, state.synthesizer)
         if vaccine is not None:
-            own = evidence.own_images(run, state.synthesizer)
+            own = evidence.own_images(solo, state.synthesizer)
             empty = hasattr(state.synthesizer, "bank")
-            vaccine = evidence.select_vaccine(directory, run, root, generic if empty else own, teacher)
+            vaccine = evidence.select_vaccine(directory, solo, root, generic if empty else own, teacher)
         if backdoor is not None:
-            inversion = evidence.invert_triggers(directory, run, root, generic, teacher)
+            inversion = evidence.invert_triggers(directory, solo, root, generic, teacher)
             backdoor = trigger_inversion.suspected(preset.inversion, inversion, backdoor)
         if mesh is not None:
             vaccine, backdoor = sharding.replicate((vaccine, backdoor), mesh)
-        return dataclasses.replace(state, vaccine=vaccine, backdoor=backdoor), best
+        begun, best = tree
+        return dataclasses.replace(begun, vaccine=vaccine, backdoor=backdoor), best
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
-        rounds = dispatch.compile_rounds(run, root, state, teacher)
+        rounds = dispatch.compile_rounds(run, key, state, everywhere)
         if test is not None:
-            impossible = evaluation.named_rates(state.student, test)["acc"] - 2
-            best = _keep_better(best, impossible, state.student.variables)  # all compiled before the first round
+            student = here(state.student)
+            impossible = evaluation.named_rates(student, test)["acc"] - 2
+            best = _keep_better(best, impossible, student.variables)  # all compiled before the first round
+        clock = Clock(max(1, devices))
         for step in range(first, settings.cycles):
-            state, metrics = rounds[run.phase(step)](root, state, teacher)
+            trace.round(state)
+            compiled = rounds[run.phase(step)]
+            state, metrics = compiled(key, state, everywhere)
+            clock.count(settings.updates * settings.batch, compiled.flops)
             due = (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles
             if test is not None and due:
-                rates = evaluation.named_rates(state.student, test)
-                best = _keep_better(best, rates["acc"], state.student.variables)
+                student = here(state.student)
+                rates = evaluation.named_rates(student, test)
+                best = _keep_better(best, rates["acc"], student.variables)
                 metrics = metrics | rates
-            evidence.spill(directory, preset, step + 1, state.synthesizer)
+            evidence.spill(directory, preset, step + 1, here(state.synthesizer))
             yield step + 1, (state, best), metrics
+        clock.write(directory.path, state)
 
     title = f"student · {defense} · {trigger or 'unknown trigger'} · seed {seed}"
     observer, every = observer or stage.Silent(), settings.checkpoint_every
-    state, best = stage.run(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
-    state = evidence.repair(directory, run, root, state, teacher)
+    trace = Trace(directory.path / "tensorboard" if profile and processes.primary() else None)
+    with trace.watching():
+        state, best = stage.run(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
+    state = evidence.repair(directory, solo, root, here(state), teacher)
     notes = stage.notes(preset, trigger, seed, "student", defense)
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
     if test is not None:
         best_student = dataclasses.replace(state.student, variables=best[1])
         chosen = notes | {"chosen_by": "accuracy on the test set"}
         checkpoint.save_network(directory.path / "best", best_student, settings.architecture, chosen)
-    evidence.write_pictures(directory, run, root, state, teacher, test)
+    evidence.write_pictures(directory, solo, root, state, teacher, test)
     rates = evaluation.evaluate(state.student, test) if test is not None else None
     return directory.finish(stage.row(preset, trigger, seed, "student", defense, started, rates))
 
@@ -317,6 +335,7 @@ def make_student(
     seed: int,
     observer: stage.Observer | None = None,
     devices: int = 0,
+    profile: bool = False,
 ) -> stage.Row:
     """`train_clean_student` or `distill_student`, as the defense says.
 
@@ -327,4 +346,6 @@ def make_student(
         if dataset is None or trigger is None:
             raise ValueError(NO_DATA)
         return train_clean_student(directory, preset, dataset, teacher, trigger, seed, observer)
-    return distill_student(directory, preset, dataset, teacher, trigger, defense, seed, observer, devices)
+    return distill_student(
+        directory, preset, dataset, teacher, trigger, defense, seed, observer, devices, profile=profile
+    )

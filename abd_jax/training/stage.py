@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
+from abd_jax.training import processes
 from abd_jax.training.checkpoint import Checkpoints
 from abd_jax.training.metrics import MetricsWriter, NonFiniteError
 from abd_jax.training.run_directory import RunDirectory
@@ -47,7 +48,13 @@ class Silent:
 
 @contextmanager
 def _termination() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it."""
+    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it.
+
+    All processes of a run must call it equally often.
+    """
+    if processes.several():
+        yield processes.preempted
+        return
     arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield arrived.is_set
@@ -96,11 +103,12 @@ def run(
                 for done, latest, metrics in steps(first, tree):
                     tree = latest
                     observer.advance(done, writer.write(done, metrics) or {})
-                    if done % checkpoint_every == 0 or done == total or terminated():
+                    stopping = terminated()
+                    if done % checkpoint_every == 0 or done == total or stopping:
                         observer.advance(done, writer.flush() or {})
                         checkpoints.save(done, tree)
                         last_saved = done
-                    if terminated() and done < total:
+                    if stopping and done < total:
                         raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
             except NonFiniteError as error:
                 writer.abandon()

@@ -11,10 +11,11 @@ import numpy as np
 
 from abd_jax import models
 from abd_jax.attacks.objectives import hard_labels
+from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.models import Network
-from abd_jax.training import dispatch, sharding
+from abd_jax.training import ahead, dispatch, sharding
 from abd_jax.training.config import Preset, StudentConfig, TeacherConfig
-from abd_jax.training.distill import Distillation
+from abd_jax.training.distill import Distillation, DistillState, Phase
 from abd_jax.training.teacher import Supervised, train_step
 
 Step = Callable[[], object]
@@ -53,45 +54,68 @@ def training_step(architecture: str, batch: int, side: int, devices: int = 1) ->
     return step
 
 
-def zskt_steps(defense: str, teacher: str, student: str, batch: int, side: int, updates: int) -> tuple[Step, Step]:
-    """One generator update alone, and one whole cycle: the update, the lesson, and the student's updates.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a distillation's step is timed at; `defense` as in the commands.
 
-    The vaccine is the paper's: three copies, five kernels, a penalty in the generator's loss.
+    The vaccine is the paper's: three copies, five kernels, a penalty in the generator's loss. Self-Retrospection has
+    the options of the published sweeps: δ is found on the teacher in 10 steps of Adam, K = 5.
     """
-    preset = Preset(
-        name="bench",
-        dataset="digits",  # not loaded: a preset must name one
-        teacher=TeacherConfig(architecture=teacher),
-        student=StudentConfig(architecture=student, batch=batch, updates=updates),
-    )
-    key, network = jax.random.key(2), _network(teacher, side)
-    run = Distillation.make(preset, defense, network)
 
-    def fresh():
-        state = run.init(key, network)
-        if state.vaccine is None:
-            return state
-        vaccine = dataclasses.replace(state.vaccine, enabled=jnp.ones((), jnp.float32))
-        return dataclasses.replace(state, vaccine=vaccine)
+    teacher: str
+    student: str
+    batch: int
+    side: int
+    updates: int = 10
+    defense: str = "none"
+    method: str = "zskt"
 
-    cycle_state, update_state = fresh(), fresh()
-    whole = dispatch.compile_rounds(run, key, cycle_state, network)[run.phase(0)]
+    def begin(self) -> tuple[Distillation, jax.Array, Network]:
+        preset = Preset(
+            name="bench",
+            dataset="digits",  # not loaded: a preset must name one
+            teacher=TeacherConfig(architecture=self.teacher),
+            student=StudentConfig(architecture=self.student, batch=self.batch, updates=self.updates),
+            retrospection=RetrospectionConfig(perturb="teacher", start_fraction=0.0),
+        ).with_method(self.method)
+        network = _network(self.teacher, self.side)
+        run = Distillation.make(ahead.with_batch(preset, self.batch), self.defense, network)
+        return run, jax.random.key(2), network
 
-    @jax.jit
-    def update(synthesizer, student, vaccine, teacher):
-        generator_screen, _ = run.screens(vaccine, teacher)
-        return run.synthesizer.update(key, synthesizer, teacher, student, generator_screen)
 
-    synthesizer = update_state.synthesizer
+def _fresh(run: Distillation, key: jax.Array, network: Network) -> DistillState:
+    """The first state, with a vaccine that is on."""
+    state = run.init(key, network)
+    if state.vaccine is None:
+        return state
+    vaccine = dataclasses.replace(state.vaccine, enabled=jnp.ones((), jnp.float32))
+    return dataclasses.replace(state, vaccine=vaccine)
 
-    def generator_step() -> None:
-        nonlocal synthesizer
-        synthesizer, metrics = update(synthesizer, update_state.student, update_state.vaccine, network)
-        jax.block_until_ready((synthesizer, metrics))
 
-    def cycle() -> None:
-        nonlocal cycle_state
-        cycle_state, metrics = whole(key, cycle_state, network)
-        jax.block_until_ready((cycle_state, metrics))
+def cycle(setting: Setting) -> Step:
+    """A whole round as training dispatches it."""
+    run, key, network = setting.begin()
+    state = _fresh(run, key, network)
+    whole = dispatch.compile_rounds(run, key, state, network)[run.phase(0)]
 
-    return generator_step, cycle
+    def step() -> None:
+        nonlocal state
+        state, metrics = whole(key, state, network)
+        jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def synthesis_update(setting: Setting) -> Step:
+    """One update of the synthesizer."""
+    run, key, network = setting.begin()
+    state = _fresh(run, key, network)
+    update = 0
+
+    def step() -> None:
+        nonlocal state, update
+        state, metrics = dispatch.synthesize(run, Phase(), key, state, network, np.int32(update))
+        update += 1
+        jax.block_until_ready((state, metrics))
+
+    return step

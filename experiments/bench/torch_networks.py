@@ -1,8 +1,7 @@
-"""A Wide ResNet in PyTorch: what the bench times and the parity tests compare with. Needs the extra `torch`."""
+"""Networks in PyTorch: what the bench times and the parity tests compare with. Needs the extra `torch`."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,18 +56,24 @@ class WideResNet(nn.Module):
         return self.fc(embedding), (first, second, third)
 
 
-def training_step(depth: int, width: int, batch: int, side: int):
-    """A function that makes one supervised update (SGD with momentum and weight decay) and returns the loss."""
-    torch.manual_seed(0)
-    network = WideResNet(depth, width).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    images, labels = torch.rand(batch, 3, side, side), torch.arange(batch) % 10
+class Generator(nn.Module):
+    """Latent vectors → images: ZSKT's, which ends in a batch normalization, or CMI's, which ends in a sigmoid."""
 
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images)[0], labels)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+    def __init__(self, latent: int, side: int, *, sigmoid: bool, features: int = 128, channels: int = 3) -> None:
+        super().__init__()
+        self.shape = features, side // 4, side // 4
+        self.linear = nn.Linear(latent, features * (side // 4) ** 2)
+        self.bn = nn.BatchNorm2d(features)
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features // 2)
+        self.conv3 = nn.Conv2d(features // 2, channels, 3, padding=1, bias=False)
+        self.last = nn.Sigmoid() if sigmoid else nn.BatchNorm2d(channels)
 
-    return step
+    def forward(self, latent: Tensor) -> Tensor:
+        h = self.bn(self.linear(latent).view(-1, *self.shape))
+        for convolution, normalization in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
+            h = functional.interpolate(h, scale_factor=2)
+            h = functional.leaky_relu(normalization(convolution(h)), 0.2)
+        return self.last(self.conv3(h))

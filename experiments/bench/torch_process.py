@@ -15,20 +15,25 @@ def available() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _serve(connection: Connection, depth: int, width: int, batch: int, side: int) -> None:
-    from experiments.bench.torch_networks import training_step
+def _serve(connection: Connection, name: str, arguments: tuple[str | int, ...]) -> None:
+    from experiments.bench import torch_steps
 
-    step = elapsed(training_step(depth, width, batch, side))
+    step = elapsed(getattr(torch_steps, name)(*arguments))
     while connection.recv():
         connection.send(step())
 
 
 @contextlib.contextmanager
-def torch_step(depth: int, width: int, batch: int, side: int) -> Iterator[Callable[[], float]]:
-    """A function that makes one eager training step in another process and returns its seconds, as measured there."""
+def torch_step(name: str, *arguments: str | int) -> Iterator[Callable[[], float]]:
+    """A function that makes one eager step in another process and returns its seconds, as measured there.
+
+    Args:
+        name: of the function in `torch_steps` that makes the step.
+        arguments: that function's.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, depth, width, batch, side), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, name, arguments), daemon=True)
     process.start()
     theirs.close()
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from abd_jax.interop.description import Description
+from abd_jax.training import processes, speed
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
+from abd_jax.training.runs import Observer, Silent
 from experiments import presets
-from experiments.console import choose, parse
+from experiments.console import ProgressBar, choose, parse, stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,43 @@ class FileFacts:
     def description(self) -> Description:
         return Description(self.arch, self.num_classes, self.image_size, self.mean, self.std)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Several:
+    """Several processes that share a run, each with its own devices; all are started with the same options."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0; or auto, on Cloud TPU and SLURM, where JAX finds the processes by itself."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0. It alone, if 0, writes --out, which all must be able to read."""
+
+    def join(self) -> None:
+        """Waits for the others, if there are any.
+
+        Raises:
+            ValueError: bad options, or the others do not come.
+        """
+        if self.coordinator is not None:
+            processes.join(self.coordinator, self.processes, self.process_id)
+        elif self.processes is not None or self.process_id is not None:
+            raise ValueError("--processes and --process-id: need --coordinator")
+
+
+def progress() -> Observer:
+    """A bar, in the one process that speaks for all."""
+    return ProgressBar() if processes.primary() else Silent()
+
+
+def print_speed(directory: Path) -> None:
+    """How fast the rounds of a run were, if this process made any."""
+    if (found := speed.read(directory)) is not None:
+        stdout.print(str(found), highlight=False)
+
+
+Together = Annotated[Several, tyro.conf.arg(name="")]
+"""The options of several processes as options of the command itself."""
 
 File = Annotated[FileFacts, tyro.conf.arg(name="")]
 """The facts of a file as options of the command itself."""

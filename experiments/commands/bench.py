@@ -1,26 +1,30 @@
-"""`bench`: times our steps beside eager PyTorch's, and what the Shuffling Vaccine costs."""
+"""`bench`: times our steps and cycles beside eager PyTorch's, and what the Shuffling Vaccine costs."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import tyro
 from rich.table import Table
 
+from abd_jax import models
 from abd_jax.training.run_directory import device, versions, write_json
 from experiments.bench import steps, torch_process
 from experiments.bench.timing import Spread, alternate, elapsed, ratio
 from experiments.console import parse, stderr, stdout
 
-TRAINING = {"wrn-16-1": 1.2, "wrn-16-2": None}
-"""Architecture → how many times PyTorch's time is allowed."""
-GENERATOR_BAR, CYCLE_BAR = 1.5, 1.15
+Part = Literal["training", "vaccine", "cycle", "sv", "abd", "deep_inversion", "cmi"]
+TRAINING, TRAINING_BAR = ("wrn-16-1", "wrn-16-2"), 1.0
+"""Architectures, and how many times PyTorch's time is allowed."""
+GENERATOR_BAR, VACCINE_BAR = 1.5, 1.12
 """How many times the time without the vaccine is allowed."""
+CYCLES, CYCLE_BAR = {"cycle": "none", "sv": "sv", "abd": "abd"}, 0.4
+"""Part → its defense, and how many times PyTorch's time is allowed."""
 BUSY = 0.75
 """Load of the machine before the bench from which a ratio to PyTorch says nothing."""
 
@@ -29,12 +33,17 @@ BUSY = 0.75
 class Bench:
     """Options of `bench`."""
 
-    parts: tuple[Literal["training", "vaccine"], ...] = ("training", "vaccine")
-    """What to time."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to time: supervised steps; the vaccine's cost; a ZSKT cycle without defense, with the vaccine, with both
+    parts of ABD; one synthesis update of DeepInversion and of CMI."""
     rounds: int = 7
     """Timed rounds; in each, everything compared is run once, in turn."""
     batch: int = 128
-    """Images per step."""
+    """Images per step of training and of ZSKT."""
+    deep_inversion_batch: int = 64
+    """Images per update of DeepInversion."""
+    cmi_batch: int = 256
+    """Images per update of CMI."""
     side: int = 32
     """Height and width of the images."""
     updates: int = 10
@@ -42,9 +51,9 @@ class Bench:
     devices: int = 1
     """Also time the training step with its batch split over so many CPU devices."""
     teacher: str = "wrn-16-2"
-    """Teacher of the vaccine's part."""
+    """Teacher of every part but the first, a Wide ResNet."""
     student: str = "wrn-16-1"
-    """Student of the vaccine's part."""
+    """Their student."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write every timing there."""
 
@@ -52,8 +61,12 @@ class Bench:
         for name in ("rounds", "updates", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: allowed are whole numbers from 1")
-        if self.batch < 2:
-            raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 2")
+        for name in ("batch", "deep_inversion_batch", "cmi_batch"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: allowed are whole numbers from 2")
+        for name in ("teacher", "student"):
+            if not isinstance(models.build(getattr(self, name), steps.CLASSES), models.WideResNet):
+                raise ValueError(f"--{name} {getattr(self, name)}: allowed are Wide ResNets, e.g. wrn-16-1")
         if self.side not in range(8, 65, 4):
             raise ValueError(f"--side {self.side}: allowed are 8, 12, … 64 pixels")
         if self.batch % self.devices:
@@ -81,7 +94,7 @@ class Row:
 
 def main(argv: list[str]) -> None:
     """Parses, times, prints."""
-    options = parse(Bench, argv, prog="bench", description="Time our steps beside eager PyTorch's; the vaccine's cost.")
+    options = parse(Bench, argv, prog="bench", description="Time our steps and cycles beside eager PyTorch's.")
     if options.devices > max(1, jax.config.jax_num_cpu_devices):  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", options.devices)
     load = os.getloadavg()[0]
@@ -91,7 +104,7 @@ def main(argv: list[str]) -> None:
             "and lose more by that than ours: ratios to PyTorch flatter us, and no verdict on them is given"
         )
     table = Table("what", "ms: median (min–max)", "ratio: median (min–max)", "at most", "")
-    table.title = f"batch {options.batch}, {options.side}×{options.side}×3, float32, {options.rounds} rounds in turn"
+    table.title = f"{options.side}×{options.side}×3, float32, {options.rounds} rounds in turn"
     rows = []
     for row in _rows(options, busy):
         rows.append(row)
@@ -110,42 +123,82 @@ def main(argv: list[str]) -> None:
 
 
 def _rows(options: Bench, busy: bool) -> Iterator[Row]:
-    if "training" in options.parts:
-        for architecture, bar in TRAINING.items():
-            yield from _training(options, architecture, bar, busy)
-    if "vaccine" in options.parts:
-        yield from _vaccine(options)
-
-
-def _training(options: Bench, architecture: str, bar: float | None, busy: bool) -> Iterator[Row]:
-    timed: dict[str, Callable[[], float]] = {
-        "ours": elapsed(steps.training_step(architecture, options.batch, options.side))
-    }
-    if options.devices > 1:
-        split = steps.training_step(architecture, options.batch, options.side, options.devices)
-        timed[f"ours, {options.devices} devices"] = elapsed(split)
-    title = f"training step {architecture}"
     if not torch_process.available():
         stderr.print("note: PyTorch is not installed (extra `torch`): our steps stand alone")
+    ends = f"{options.teacher} → {options.student}"
+    for part in options.parts:
+        if part == "training":
+            for architecture in TRAINING:
+                yield from _training(options, architecture, busy)
+        elif part == "vaccine":
+            yield from _vaccine(options)
+        elif part in CYCLES:
+            setting = _zskt(options, CYCLES[part])
+            title = f"ZSKT cycle 1 + {options.updates}, defense {setting.defense}, batch {setting.batch}, {ends}"
+            theirs = "zskt_cycle", setting.defense, *_networks(options), setting.batch, options.side, options.updates
+            yield from _beside(options, title, {"ours": steps.cycle(setting)}, theirs, CYCLE_BAR, busy)
+        else:
+            batch = options.cmi_batch if part == "cmi" else options.deep_inversion_batch
+            setting = steps.Setting(*_networks(options), batch, options.side, method=part)
+            networks = _networks(options)[: 2 if part == "cmi" else 1]
+            title = f"{part} update, batch {batch}, {ends}"
+            theirs = f"{part}_iteration", *networks, batch, options.side
+            yield from _beside(options, title, {"ours": steps.synthesis_update(setting)}, theirs, None, busy)
+
+
+def _networks(options: Bench) -> tuple[str, str]:
+    return options.teacher, options.student
+
+
+def _zskt(options: Bench, defense: str) -> steps.Setting:
+    return steps.Setting(*_networks(options), options.batch, options.side, options.updates, defense)
+
+
+def _beside(
+    options: Bench,
+    title: str,
+    ours: dict[str, steps.Step],
+    theirs: tuple[str | int, ...],
+    bar: float | None,
+    busy: bool,
+) -> Iterator[Row]:
+    """Steps of ours in turn with PyTorch's, or alone where there is no PyTorch.
+
+    Args:
+        ours: name → step.
+        theirs: name and arguments of the step, as `torch_process.torch_step` takes them.
+        bar: how many times PyTorch's time is allowed.
+    """
+    timed = {name: elapsed(step) for name, step in ours.items()}
+    if not torch_process.available():
         for name, alone in alternate(timed, options.rounds).items():
             yield Row(f"{title}, {name}", alone)
         return
-    depth, width = map(int, architecture.split("-")[1:])
-    with torch_process.torch_step(depth, width, options.batch, options.side) as step:
+    with torch_process.torch_step(*theirs) as step:
         seconds = alternate(timed | {"eager PyTorch": step}, options.rounds)
-    theirs = seconds.pop("eager PyTorch")
-    yield Row(f"{title}, eager PyTorch", theirs)
+    reference = seconds.pop("eager PyTorch")
+    yield Row(f"{title}, eager PyTorch", reference)
     for name, mine in seconds.items():
-        yield Row(f"{title}, {name}", mine, ratio(mine, theirs), bar, not busy)
+        yield Row(f"{title}, {name}", mine, ratio(mine, reference), bar, not busy)
+
+
+def _training(options: Bench, architecture: str, busy: bool) -> Iterator[Row]:
+    size = architecture, options.batch, options.side
+    ours = {"ours": steps.training_step(*size)}
+    if options.devices > 1:
+        ours[f"ours, {options.devices} devices"] = steps.training_step(*size, options.devices)
+    title = f"training step {architecture}, batch {options.batch}"
+    yield from _beside(options, title, ours, ("training_step", *size), TRAINING_BAR, busy)
 
 
 def _vaccine(options: Bench) -> Iterator[Row]:
-    size = options.teacher, options.student, options.batch, options.side, options.updates
-    plain, vaccinated = steps.zskt_steps("none", *size), steps.zskt_steps("sv", *size)
-    titles = "zskt generator step", f"zskt cycle 1 + {options.updates}"
-    for title, bar, without, with_it in zip(titles, (GENERATOR_BAR, CYCLE_BAR), plain, vaccinated, strict=True):
-        title = f"{title}, {options.teacher} → {options.student}"
-        timed = {"without": elapsed(without), "with": elapsed(with_it)}
+    plain, vaccinated = _zskt(options, "none"), _zskt(options, "sv")
+    for name, bar, make in (
+        ("generator update", GENERATOR_BAR, steps.synthesis_update),
+        (f"cycle 1 + {options.updates}", VACCINE_BAR, steps.cycle),
+    ):
+        title = f"ZSKT {name}, batch {options.batch}, {options.teacher} → {options.student}"
+        timed = {"without": elapsed(make(plain)), "with": elapsed(make(vaccinated))}
         seconds = alternate(timed, options.rounds, warm_up=1)
         yield Row(f"{title}, no defense", seconds["without"])
         yield Row(f"{title}, vaccine", seconds["with"], ratio(seconds["with"], seconds["without"]), bar)

@@ -22,7 +22,7 @@ class Compile:
 
     preset: PresetFields
     topology: str = "v5e:2x2"
-    """Chip and shape of the machine: v4, v5e, v5p or v6e."""
+    """Chip and shape of the machine: a TPU v4, v5e, v5p or v6e; or h100:SLICESxHOSTSxDEVICES."""
     devices: int | None = None
     """Use only so many of its devices."""
     batch: int | None = None
@@ -63,11 +63,12 @@ def main(argv: list[str]) -> None:
     title += f"{per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
     table = Table("per device", "value", title=title)
     found = []
-    for name, calls, lowered in ahead.functions(preset, options.defense, mesh):
+    for name, calls, traced in ahead.functions(preset, options.defense, mesh):
         if options.functions and name.replace(" ", "_") not in options.functions:
             continue
         stderr.print(f"compiling: {name}", highlight=False)
-        facts = ahead.compiled_facts(name, calls, lowered)
+        own = getattr(preset.synthesis, "batch", preset.student.batch)
+        facts = ahead.compiled_facts(name, calls, traced, (preset.student.batch, own))
         found.append(facts)
         table.add_section()
         for row in _rows(facts, chip, per_device):
@@ -75,7 +76,10 @@ def main(argv: list[str]) -> None:
     stdout.print(table)
     if options.json:
         results = [
-            dataclasses.asdict(facts) | {"floor": facts.floor(chip), "batch_per_device": per_device} for facts in found
+            dataclasses.asdict(facts)
+            | {"floor": facts.floor(chip), "batch_per_device": per_device}
+            | {"largest_batch": facts.largest_batch(chip, per_device)}
+            for facts in found
         ]
         header: dict[str, Any] = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype}
         header["defense"] = options.defense
@@ -89,6 +93,7 @@ def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, s
     memory = f"{facts.memory / 2**20:.0f} MiB of {chip.memory / 2**20:.0f}, {1 - facts.memory / chip.memory:.0%} left"
     moved = ", ".join(f"{n} {kind}, {size / 1e6:.3f} MB" for kind, (n, size) in facts.collectives.items())
     rows = [(calls, f"compiled in {facts.compile_seconds:.0f} s"), ("  memory", memory)]
+    rows.append(("  largest batch", f"about {facts.largest_batch(chip, batch)}, if memory grows with it"))
     if facts.name != "round":  # the cost analysis counts a loop's body once
         floor = facts.floor(chip)
         bound = "flops" if facts.flops / chip.flops == floor else "bytes"
@@ -103,5 +108,7 @@ def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, s
             rows.append(
                 ("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}")
             )
+    if facts.library_calls:
+        rows.append(("  library calls", ", ".join(f"{n} {name}" for name, n in sorted(facts.library_calls.items()))))
     rows += [("  collectives", moved or "none"), ("  host transfers", str(facts.host_transfers or "none"))]
     return rows

@@ -8,10 +8,20 @@ from pathlib import Path
 from abd_jax import data
 from abd_jax.interop.teacher import read_described
 from abd_jax.settings import check_seeds
-from abd_jax.training import checks, config, runs
+from abd_jax.training import checks, config, processes, runs
 from abd_jax.training.run_directory import RunDirectory, describe
-from experiments.commands._common import File, FileFacts, PresetFields, existing, with_preset
-from experiments.console import ProgressBar, stdout
+from experiments.commands._common import (
+    File,
+    FileFacts,
+    PresetFields,
+    Several,
+    Together,
+    existing,
+    print_speed,
+    progress,
+    with_preset,
+)
+from experiments.console import stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,10 @@ class Distill:
     seed: int = 0
     """Of initialization and synthesis."""
     devices: int = 0
-    """Split batches over so many devices; 0: one device, no mesh."""
+    """Split batches over so many devices; 0: one device, no mesh; of several processes, all devices."""
+    several: Together = Several()
+    profile: bool = False
+    """Also write an XProf trace of a few rounds, for TensorBoard, to OUT/tensorboard."""
     resume: bool = False
     """Go on with what is in --out."""
     overwrite: bool = False
@@ -42,6 +55,8 @@ class Distill:
 def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
     options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
+    options.several.join()
+    devices = processes.over(options.devices)
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
     unknown = notes.get("dataset") is None  # a file, or a student that was distilled from one
     if unknown:
@@ -51,7 +66,7 @@ def main(argv: list[str]) -> None:
         preset, reason = checks.fit_to_teacher(options.preset, teacher, notes), ""
         dataset = data.load(preset.dataset)
     classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
-    checks.check_student(preset, dataset, teacher, options.defense, classes, options.devices)
+    checks.check_student(preset, dataset, teacher, options.defense, classes, devices)
     trigger = preset.trigger if dataset is not None else None
     facts = {
         "role": "student",
@@ -71,9 +86,13 @@ def main(argv: list[str]) -> None:
         trigger,
         options.defense,
         options.seed,
-        ProgressBar(),
-        options.devices,
+        progress(),
+        devices,
+        options.profile,
     )
+    if not processes.primary():
+        return
+    print_speed(options.out)
     if row["acc"] is None:
         stdout.print(f"student in {options.out}; ACC, ASR and RA are not known: {reason}", highlight=False)
         return

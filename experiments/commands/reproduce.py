@@ -12,10 +12,18 @@ from abd_jax import data
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_page
 from abd_jax.settings import check_seeds
-from abd_jax.training import checkpoint, checks, config, runs
+from abd_jax.training import checkpoint, checks, config, processes, runs
 from abd_jax.training.run_directory import RunDirectory, describe, write_json
-from experiments.commands._common import PresetFields, existing, with_preset
-from experiments.console import PROGRAM, ProgressBar, stdout
+from experiments.commands._common import (
+    PresetFields,
+    Several,
+    Together,
+    existing,
+    print_speed,
+    progress,
+    with_preset,
+)
+from experiments.console import PROGRAM, stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,11 @@ class Reproduce:
     defenses: tuple[config.Defense, ...] = ("none", "abd")
     """none: vanilla; sv: Shuffling Vaccine; sr: Self-Retrospection; abd: both; the others: docs/defenses.md."""
     devices: int = 0
-    """Split the students' batches over so many devices; 0: one device, no mesh. Teachers are trained on one."""
+    """Split the students' batches over so many devices; 0: one device, no mesh; of several processes, all devices.
+    Teachers are trained on one."""
+    several: Together = Several()
+    profile: bool = False
+    """Also write an XProf trace of a few of each student's rounds, for TensorBoard, to its directory's tensorboard/."""
     resume: bool = False
     """Go on with what is in --out, or start if there is nothing; finished runs are kept."""
     overwrite: bool = False
@@ -55,29 +67,35 @@ def main(argv: list[str]) -> None:
     options = with_preset(
         Reproduce, argv, prog="reproduce", description="Poison teachers, distil, defend, evaluate, report."
     )
+    options.several.join()
+    devices = processes.over(options.devices)
     preset, names = options.preset, options.triggers or (options.preset.trigger,)
     dataset = data.load(preset.dataset)
     config.check_teacher(preset, dataset)
-    checks.check_students(preset, dataset, options.defenses, options.devices)
+    checks.check_students(preset, dataset, options.defenses, devices)
     facts = {"triggers": names, "seeds": options.seeds, "defenses": options.defenses, "classes": dataset.classes}
     command = f"{PROGRAM} reproduce {shlex.join(argv)}"
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     mode = existing(options.resume, options.overwrite)
-    top = RunDirectory.open(options.out, describe(preset, **facts, command=command, started=started), mode)
+    RunDirectory.open(options.out, describe(preset, **facts, command=command, started=started), mode)
+    top = options.out.absolute()
     rows: list[dict[str, Any]] = []
     for trigger in names:
         for seed in options.seeds:
-            for row in _cell(options, top.path, dataset, trigger, seed):
+            for row in _cell(options, top, dataset, trigger, seed, devices):
                 rows.append(row)
-                write_json(top.path / "results.json", rows)
-                write_page(top.path)
+                if processes.primary():
+                    write_json(top / "results.json", rows)
+                    write_page(top)
+    if not processes.primary():
+        return
     stdout.print(results_table(rows))
     stdout.print(f"results: {options.out / 'results.json'}\nreport:  {options.out / 'report.html'}", highlight=False)
 
 
-def _cell(options: Reproduce, top: Path, dataset: data.Dataset, trigger: str, seed: int):
+def _cell(options: Reproduce, top: Path, dataset: data.Dataset, trigger: str, seed: int, devices: int):
     """One teacher and its students: yields a row each."""
-    preset, bar = options.preset, ProgressBar()
+    preset, bar = options.preset, progress()
     place = top / "teachers" / f"{trigger}-seed{seed}"
     facts = {"trigger": trigger, "seed": seed, "classes": dataset.classes}
     directory = RunDirectory.open(place, describe(preset, role="teacher", **facts), "resume")
@@ -90,4 +108,8 @@ def _cell(options: Reproduce, top: Path, dataset: data.Dataset, trigger: str, se
             describe(preset, role="student", defense=defense, teacher=source, **facts),
             "resume",
         )
-        yield runs.make_student(directory, preset, dataset, teacher, trigger, defense, seed, bar, options.devices)
+        yield runs.make_student(
+            directory, preset, dataset, teacher, trigger, defense, seed, bar, devices, options.profile
+        )
+        if processes.primary():
+            print_speed(directory.path)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax.training import checkpoint
+from abd_jax.training import checkpoint, sharding
 from abd_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests.networks import network
 
@@ -59,6 +59,24 @@ def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     checkpoints.close()
     assert step == 3
     assert_same(loaded, tree(3))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_what_eight_devices_saved_is_restored_on_fewer(tmp_path, devices):
+    def placed(count):
+        mesh = sharding.data_mesh(count)
+        state = {"batch": jax.device_put(jnp.arange(16.0), sharding.batch_sharding(mesh))}
+        return state | sharding.replicate({"weights": tree(5)}, mesh)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, placed(8))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    wanted = placed(devices)
+    _, loaded = checkpoints.load(jax.tree.map(jnp.zeros_like, wanted))
+    checkpoints.close()
+    assert_same(loaded, wanted)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(loaded)} == {devices}
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -309,7 +309,9 @@ def test_before_the_first_round_a_defense_sees_images_of_a_generator_whatever_th
     run = Distillation.make(small.PRESET, "none", small.teacher())
     state = run.synthesizer.init(small.key())
     own = run.synthesizer.sample(small.key(1), state, 4)
-    np.testing.assert_allclose(evidence.generic_images(run, small.key(), state)(small.key(1), count=4), own, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        evidence.generic_images(run, small.key(), state)(small.key(1), count=4), own, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_no_image_is_kept_on_the_host_unless_told(tmp_path):
