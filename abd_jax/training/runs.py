@@ -275,8 +275,8 @@ def distill_student(
         state, best = tree
         rounds = dispatch.compile_rounds(run, root, state, teacher)
         if test is not None:
-            impossible = evaluation.named_rates(state.student, test)["acc"] - 2
-            best = _keep_better(best, impossible, state.student.variables)  # all compiled before the first round
+            accuracy = evaluation.named_rates(state.student, test)["acc"]  # compiled before the first round, as is …
+            _keep_better(jax.tree.map(jnp.copy, best), accuracy, state.student.variables)  # … of a copy: it is donated
         for step in range(first, settings.cycles):
             state, metrics = rounds[run.phase(step)](root, state, teacher)
             due = (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.cycles
