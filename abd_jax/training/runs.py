@@ -290,8 +290,8 @@ def distill_student(
         rounds = dispatch.compile_rounds(run, key, state, everywhere)
         if test is not None:
             student = here(state.student)
-            impossible = evaluation.named_rates(student, test)["acc"] - 2
-            best = _keep_better(best, impossible, student.variables)  # all compiled before the first round
+            accuracy = evaluation.named_rates(student, test)["acc"]  # compiled before the first round, as is …
+            _keep_better(jax.tree.map(jnp.copy, best), accuracy, student.variables)  # … of a copy: it is donated
         clock = Clock(max(1, devices))
         for step in range(first, settings.cycles):
             trace.round(state)

@@ -45,14 +45,16 @@ def flops(program: ClosedJaxpr | Jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         parameters, name = equation.params, equation.primitive.name
+        inputs: list[Any] = [variable.aval for variable in equation.invars]
+        outputs: list[Any] = [variable.aval for variable in equation.outvars]
         if name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
-            sides = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * sides * equation.outvars[0].aval.size
+            sides = math.prod(inputs[0].shape[axis] for axis in contracted)
+            total += 2 * sides * outputs[0].size
         elif name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval, parameters["dimension_numbers"]
-            outputs = kernel.shape[numbers.rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * kernel.size / outputs / parameters["batch_group_count"]
+            kernel, numbers = inputs[1], parameters["dimension_numbers"]
+            features = kernel.shape[numbers.rhs_spec[0]]
+            total += 2 * outputs[0].size * kernel.size / features / parameters["batch_group_count"]
         elif name == "cond":
             total += max(map(flops, parameters["branches"]))
         else:

@@ -13,7 +13,7 @@ from abd_jax.interop.description import Description
 from abd_jax.training import processes, speed
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
-from abd_jax.training.runs import Observer, Silent
+from abd_jax.training.stage import Observer, Silent
 from experiments import presets
 from experiments.console import ProgressBar, choose, parse, stdout
 

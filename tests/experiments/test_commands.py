@@ -1,11 +1,14 @@
 """Every command, at its edge: help, bad input, presets."""
 
 import dataclasses
+import errno
 import io
 import json
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from experiments import console, presets
@@ -126,6 +129,10 @@ BAD_INPUT = [
     (["evaluate", "NETWORK", "--jsn"], "--jsn"),
     (["evaluate", "NETWORK", "--trigger", "badnet_sqr"], "did you mean 'badnet_sq'"),
     (["evaluate", "NETWORK", "--target", "-1"], "--target -1: allowed are"),
+    (["evaluate", "NAN"], "holds values that are not finite"),
+    (["evaluate", "CUT"], "damaged, or not the wrn-10-1 that network.json says"),
+    (["evaluate", "RESHAPED"], "damaged, or not the wrn-10-2 that network.json says"),
+    ([*DISTILL, "CUT"], "damaged, or not the wrn-10-1 that network.json says"),
     (["datasets", "prepar"], "did you mean 'prepare'"),
     (["datasets", "--json"], "--json"),
     (["datasets", "prepare"], "NAME"),
@@ -187,6 +194,13 @@ def places(tmp_path_factory):
     )
     (top / "file").write_text("")
     ours = network(classes=10)
+    spoiled = ours.replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, ours.variables))
+    for name, saved in (("nan", spoiled), ("cut", ours), ("reshaped", ours)):
+        checkpoint.save_network(top / name, saved, "wrn-10-1", {})
+    for path in (top / "cut" / "variables").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    told = json.loads((top / "reshaped" / checkpoint.NETWORK_FILE).read_text())
+    (top / "reshaped" / checkpoint.NETWORK_FILE).write_text(json.dumps({**told, "architecture": "wrn-10-2"}))
     (top / "ours.safetensors").write_bytes(export.to_safetensors(ours, "wrn-10-1"))
     (top / "bare.bin").write_bytes(safetensors.numpy.save(variables_to_torch(ours.module, ours.variables)))
     (top / "vit.safetensors").write_bytes(export.to_safetensors(network("vit-nano-4", classes=10), "vit-nano-4"))
@@ -202,6 +216,9 @@ def places(tmp_path_factory):
         "NETWORK": str(top / "network"),
         "WEIGHTS": str(top / "ours.safetensors"),
         "BARE": str(top / "bare.bin"),
+        "NAN": str(top / "nan"),
+        "CUT": str(top / "cut"),
+        "RESHAPED": str(top / "reshaped"),
         "VIT": str(top / "vit.safetensors"),
         "FILE": str(top / "file"),
         "FULL": str(top / "full"),
@@ -268,6 +285,23 @@ def test_too_little_memory_is_one_line_and_a_bug_is_not(error, message, monkeypa
     assert console.run(COMMANDS, ["presets"]) == console.BAD_INPUT
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    from abd_jax.training import run_directory, runs
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    argv = ["reproduce", "digits", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory.os, "replace", full)
+        assert console.run(COMMANDS, argv) == console.BAD_INPUT
+        begun = capsys.readouterr().err
+    monkeypatch.setattr(runs, "train_teacher", full)
+    assert console.run(COMMANDS, [*argv[:3], str(tmp_path / "other")]) == console.BAD_INPUT
+    for said in (begun, capsys.readouterr().err):
+        assert said.startswith("error: ") and said.count("\n") == 1 and "No space left on device" in said
 
 
 def test_nothing_is_left_behind_by_bad_input(places, capsys):
@@ -413,7 +447,6 @@ def test_every_field_of_a_preset_is_as_reviewed(name, golden):
 
 
 def test_the_parameters_of_every_preset_are_as_reviewed(golden):
-    import jax
     from flax.traverse_util import flatten_dict
 
     from abd_jax import data, models
