@@ -63,6 +63,12 @@ class Model:
         """The logits."""
         return _logits(self.network, images)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The notes with what the network itself tells: `architecture` and `digest` of the variables."""
+        digest = checkpoint.digest(self.network.variables)
+        return {**self.notes, "architecture": self.architecture, "digest": digest}
+
 
 @jax.jit
 def _logits(network: Network, images: Array) -> Array:
@@ -157,7 +163,7 @@ def distill(
         directory = RunDirectory.open(place, describe(settings, **facts), "refuse")
         runs.distill_student(directory, settings, None, teacher.network, None, name, seed, observer, screens=screens)
         network, notes = checkpoint.load_network(directory.path / "network")
-    origin = {"teacher": {"digest": checkpoint.digest(teacher.network.variables)}, "method": settings.method}
+    origin = {"teacher": {"digest": teacher.facts["digest"]}, "method": settings.method}
     return Model(network, student, {**notes, **facts, **origin, "classes": list(classes)})
 
 
@@ -185,11 +191,11 @@ def audit(
     other = None
     if student is not None:
         comparison = auditing.compare(teacher.network, found, student.network, settings)
-        other = ("student", student.notes, auditing.examine(student.network, settings), comparison)
+        other = ("student", student.facts, auditing.examine(student.network, settings), comparison)
     return pages.write(
         None if out is None else Path(out),
         names=pages.class_names(teacher.notes, teacher.network.module.num_classes),
-        notes=teacher.notes,
+        notes=teacher.facts,
         teacher=(str(teacher.notes.get("file", "teacher")), found),
         student=other,
         rows=auditing.read_rows(),
@@ -214,10 +220,8 @@ def export(model: Model, path: Path | str, format: str | None = None) -> Path:
     if chosen not in exporting.FORMATS:
         raise ValueError(f"format {chosen or path.suffix!r}: allowed are {', '.join(exporting.FORMATS)}")
     content = exporting.FORMATS[chosen](model.network, model.architecture)
-    notes = {**model.notes, "architecture": model.architecture}
-    notes["digest"] = checkpoint.digest(model.network.variables)
     exporting.write(path, content)
-    card = exporting.card(model.network, chosen, path.name, exporting.flat(notes))
+    card = exporting.card(model.network, chosen, path.name, exporting.flat(model.facts))
     exporting.write(path.with_name(f"{path.name}.md"), card.encode())
     return path
 

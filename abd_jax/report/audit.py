@@ -114,6 +114,17 @@ def sign_rows(found: Examination, student: Examination | None, known: Mapping[st
     return rows
 
 
+def caveat(architecture: object, rows: Sequence[Row]) -> str:
+    """Why a calibration's thresholds are but a hint for a network; empty if they were measured on networks like it."""
+    known = sorted({row.architecture for row in rows})
+    if not rows or architecture in known:
+        return ""
+    return (
+        f"The thresholds were measured on {', '.join(known)} of {', '.join(sorted({row.dataset for row in rows}))}; "
+        f"for this {architecture or 'network'} they are no more than a hint."
+    )
+
+
 def headline(rows: Sequence[SignRow], student: bool) -> str:
     """How many signs speak for a backdoor, and how many of those are gone in the student."""
     judged = [row for row in rows if row.threshold is not None and row.value is not None]
@@ -232,6 +243,7 @@ def write(
     content: dict[str, Any] = {
         "teacher": facts(teacher[0], notes, teacher[1], known, table),
         "calibration": {name: dataclasses.asdict(sign) for name, sign in known.items()},
+        "caveat": caveat(notes.get("architecture"), rows),
         "headline": headline(table, student is not None),
         **origin,
     }
@@ -247,6 +259,7 @@ def write(
     text = page.environment().get_template("audit.html.j2").render(
         title=teacher[0],
         headline=content["headline"],
+        caveat=content["caveat"],
         notes=notes,
         rows=table,
         has_student=student is not None,

@@ -31,10 +31,12 @@ from abd_jax.training import dispatch, keys
 from abd_jax.training.config import LARGEST_BATCH
 
 SIGNS = {
-    "anomaly": "trigger inversion: robust deviations by which the smallest trigger lies under the classes' median",
-    "tail": "vaccine: largest share of images whose log KL(T ‖ T~) lies in the tail, over the draws of T~",
-    "agreement": "shuffled teachers: share of images on which T~ still gives T's class",
-    "lipschitz": "channel Lipschitz: deviations by which the most amplifying channel stands out of its layer",
+    "anomaly": "robust deviations by which the smallest trigger found for a class lies under the classes' median: "
+    "a backdoor's class takes few pixels",
+    "tail": "share of images on which T~, the network T with shuffled channels, follows it unusually closely, by "
+    "log KL(T ‖ T~), in the largest of the draws of T~: what is as crude as a trigger survives shuffling",
+    "agreement": "share of images to which T~ gives the network's own class",
+    "lipschitz": "deviations by which the most amplifying channel stands out of its layer: triggers need such channels",
 }
 """Name → what it is, in words; larger is more suspicious."""
 ROWS_FILE = "calibration.json"

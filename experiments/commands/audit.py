@@ -92,6 +92,8 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         deviations=options.settings.vaccine.deviations,
         origin=_origin(options, started),
     )
+    if content["caveat"]:
+        _tell(content["caveat"])
     if options.json:
         print(json.dumps(content))
         return

@@ -36,9 +36,11 @@ def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
     )
 
 
-def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), **options):
+NOTES = {"architecture": "wrn-16-1", "digest": "5f" * 32}
+
+
+def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), notes=NOTES, **options):
     other = ("s", {"architecture": "wrn-10-1"}, examination(0.5), Comparison(0.5, 0.25, 0.875)) if student else None
-    notes = {"architecture": "wrn-16-1", "digest": "5f" * 32}
     content = pages.write(
         path / "out", names=names, notes=notes, teacher=("t.pth", examination(**options)), student=other, rows=rows,
         deviations=3.0, origin=ORIGIN,
@@ -80,6 +82,17 @@ def test_without_calibration_nothing_is_said(tmp_path):
     content, text, _ = write(tmp_path, student=False, rows=[])
     assert content["headline"] == "0 of 0 calibrated signs speak for a backdoor in this network."
     assert "not calibrated" in text and "Not known: there is no calibration" in text
+
+
+def test_thresholds_of_other_networks_are_called_a_hint(tmp_path):
+    other = {"architecture": "resnet-18"}
+    said = "The thresholds were measured on wrn-16-1 of digits; for this resnet-18 they are no more than a hint."
+    assert pages.caveat("resnet-18", ROWS) == said
+    assert pages.caveat("wrn-16-1", ROWS) == pages.caveat("resnet-18", []) == ""
+    own, text, _ = write(tmp_path, student=False)
+    assert own["caveat"] == "" and "no more than a hint" not in text
+    content, text, _ = write(tmp_path, student=False, notes=other)
+    assert content["caveat"] == said and said in text
 
 
 def test_a_sign_that_beats_no_chance_says_nothing():
