@@ -71,9 +71,9 @@ def _origin(options: Audit, started: float) -> dict[str, Any]:
 
 def _audit(options: Audit, path: Path, started: float) -> None:
     rows = audit.read_rows(options.calibration)
+    teacher, notes = read_described(path, options.file.description)
     if options.calibration is None and options.settings != AuditConfig():
         _tell("the package's thresholds were measured at the default settings, and these are others")
-    teacher, notes = read_described(path, options.file.description)
     _tell(f"examining {path}")
     found = audit.examine(teacher, options.settings)
     student = None
