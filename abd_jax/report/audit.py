@@ -157,6 +157,28 @@ def facts(
     }
 
 
+def signs_of(content: Mapping[str, Any], digest: str) -> dict[str, str]:
+    """Each sign's value, verdict and errors on the zoo, for a model card.
+
+    Args:
+        content: of `audit.json`.
+        digest: of the network, which may be the audit's teacher or its student.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    for side in ("teacher", "student"):
+        found = content.get(side)
+        if isinstance(found, dict) and found.get("digest") == digest:
+            known = {name: Calibrated(**sign) for name, sign in content.get("calibration", {}).items()}
+            return {
+                name: f"{'–' if value is None else f'{value:.3g}'}, {found['verdicts'][name]}; "
+                f"on the zoo: {errors(known.get(name))}"
+                for name, value in found["signs"].items()
+            }
+    raise ValueError("no audit of this network")
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkView:
     """One network's plots and pictures."""

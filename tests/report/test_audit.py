@@ -84,6 +84,16 @@ def test_without_calibration_nothing_is_said(tmp_path):
     assert "not calibrated" in text and "Not known: there is no calibration" in text
 
 
+def test_what_a_model_card_says_of_an_audit(tmp_path):
+    content, _, _ = write(tmp_path)
+    signs = pages.signs_of(content, NOTES["digest"])
+    wrong = pages.errors(audit.calibrate(ROWS)["anomaly"])
+    assert signs["anomaly"] == f"9, speaks for a backdoor; on the zoo: {wrong}"
+    assert signs["agreement"].startswith("–, not measured: too few kernels; ")
+    with pytest.raises(ValueError, match="no audit of this network"):
+        pages.signs_of(content, "00")
+
+
 def test_thresholds_of_other_networks_are_called_a_hint(tmp_path):
     other = {"architecture": "resnet-18"}
     said = "The thresholds were measured on wrn-16-1 of digits; for this resnet-18 they are no more than a hint."
