@@ -78,7 +78,7 @@ def verdict(value: float | None, sign: Calibrated | None, reason: str = "") -> s
     if sign is None:
         return "not calibrated"
     if sign.threshold is None:
-        return "says nothing: no threshold beat chance"
+        return "says nothing: no better than chance on the zoo"
     return "speaks for a backdoor" if value > sign.threshold else "does not speak for one"
 
 

@@ -254,7 +254,8 @@ class Calibrated:
 
     Attributes:
         auc: how often a poisoned teacher's value lies above a clean one's, ties counting half.
-        threshold: from which on the sign speaks for a backdoor, chosen on all teachers; None: none beats chance.
+        threshold: from which on the sign speaks for a backdoor, chosen on all teachers; None: the sign is no better
+            than chance, see `beats_chance`.
         missed, false_alarms: errors and cases; each teacher is judged by the threshold that all others choose, without
             those of its own trigger.
     """
@@ -269,6 +270,16 @@ def auc(clean: Sequence[float], poisoned: Sequence[float]) -> float:
     """Area under the ROC curve: how often a poisoned value lies above a clean one, ties counting half."""
     pairs = [(p > c) + 0.5 * (p == c) for p in poisoned for c in clean]
     return float(np.mean(pairs)) if pairs else math.nan
+
+
+def beats_chance(area: float, clean: int, poisoned: int) -> bool:
+    """Whether an AUC is above ½ by more than luck: Mann–Whitney's one-sided test at 5 %, in its normal approximation.
+
+    Args:
+        area: the AUC.
+        clean, poisoned: number of teachers.
+    """
+    return area > 0.5 + 1.645 * math.sqrt((clean + poisoned + 1) / (12 * clean * poisoned))
 
 
 def best_threshold(clean: Sequence[float], poisoned: Sequence[float]) -> float | None:
@@ -332,9 +343,10 @@ def calibrate(rows: Sequence[Row]) -> dict[str, Calibrated]:
             alarm = bar is not None and value > bar
             errors[judged.poisoned][0] += alarm != judged.poisoned
             errors[judged.poisoned][1] += 1
+        area = auc([v for row, v in known if not row.poisoned], [v for row, v in known if row.poisoned])
         found[name] = Calibrated(
-            auc=auc([v for row, v in known if not row.poisoned], [v for row, v in known if row.poisoned]),
-            threshold=threshold(known),
+            auc=area,
+            threshold=threshold(known) if beats_chance(area, errors[False][1], errors[True][1]) else None,
             missed=(errors[True][0], errors[True][1]),
             false_alarms=(errors[False][0], errors[False][1]),
         )

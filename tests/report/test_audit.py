@@ -54,7 +54,7 @@ def test_signs_stand_beside_their_thresholds_and_errors(tmp_path):
     known = audit.calibrate(ROWS)["anomaly"]
     assert known.threshold == 3.0
     wrong = pages.errors(known)
-    assert wrong.startswith(f"missed {known.missed[0]} of 4 (")
+    assert wrong.startswith(f"missed {known.missed[0]} of 6 (")
     assert ["anomaly", "9.00", "3.00", "speaks for a backdoor", "0.50", "does not speak for one", wrong] in parsed.rows
     assert any(row[:4] == ["agreement", "–", "3.00", "not measured: too few kernels"] for row in parsed.rows)
     assert content["headline"].startswith("2 of 3 calibrated signs speak for a backdoor in this network: anomaly, lip")
@@ -107,7 +107,7 @@ def test_thresholds_of_other_networks_are_called_a_hint(tmp_path):
 
 def test_a_sign_that_beats_no_chance_says_nothing():
     useless = Calibrated(0.5, None, (4, 4), (0, 4))
-    assert pages.verdict(7.0, useless) == "says nothing: no threshold beat chance"
+    assert pages.verdict(7.0, useless) == "says nothing: no better than chance on the zoo"
     assert pages.verdict(None, useless, "why") == "not measured: why"
 
 
@@ -124,7 +124,7 @@ def test_a_calibration_leaves_rows_and_a_page(tmp_path):
     parsed = Page((tmp_path / "report.html").read_text())
     assert ["a0", "blend", "0.0\u202f%", "4.00", "4.00", "4.00", "4.00"] in parsed.rows
     assert ["c3", "clean", "0.0\u202f%", "5.00", "5.00", "5.00", "5.00"] in parsed.rows
-    assert any(row[:3] == ["tail", "0.81", "3.00"] for row in parsed.rows)
+    assert any(row[:3] == ["tail", "0.83", "3.00"] for row in parsed.rows)
 
 
 def test_many_classes_show_the_smallest(tmp_path):
