@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from abd_jax import synthesis
+from abd_jax.attacks.attack import BY_OBJECTIVE
 from abd_jax.defenses import clp, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig, Trigger
@@ -359,14 +360,17 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def row_of(facts: Mapping[str, Any], found: Examination) -> Row | None:
-    """A zoo's teacher with its signs; None if it was poisoned in vain: neither clean nor backdoored.
+    """A zoo's teacher with its signs; None if it was attacked in vain: neither clean nor backdoored.
+
+    An attack by the objective poisons no image; the Nasty Teacher's has no backdoor either.
 
     Args:
         facts: as `zoo.teachers` lists them.
         found: its examination.
     """
     asr = facts["asr"] or 0.0
-    if asr < _BACKDOORED and facts["poisoned"]:
+    attacked = bool(facts["poisoned"]) or facts["trigger"] in BY_OBJECTIVE
+    if asr < _BACKDOORED and attacked:
         return None
     poisoned = asr >= _BACKDOORED
     return Row(

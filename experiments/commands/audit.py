@@ -124,7 +124,7 @@ def _calibrate(options: Audit, top: Path, started: float) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, stored)
         if stored["row"] is None:
-            _tell(f"left out: {facts['path']}, poisoned, but its ASR is below 50 %")
+            _tell(f"left out: {facts['path']}, attacked, but its ASR is below 50 %")
         else:
             rows.append(audit.Row(**stored["row"]))
     known = pages.write_calibration(options.out, rows, _origin(options, started))

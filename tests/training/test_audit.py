@@ -122,10 +122,12 @@ def test_a_bad_calibration_is_one_line(tmp_path, change, message):
     assert str(error.value).startswith(f"--calibration {path}") and "\n" not in str(error.value)
 
 
-def test_a_teacher_poisoned_in_vain_is_neither():
+def test_a_teacher_attacked_in_vain_is_neither():
     found = dataclasses.replace(EMPTY, signs=dict.fromkeys(audit.SIGNS, 1.0))
     facts = {"path": "a", "trigger": "cl", "dataset": "d", "architecture": "w", "digest": "x", "poisoned": 9}
     assert audit.row_of(facts | {"asr": 0.2}, found) is None
+    assert audit.row_of(facts | {"asr": 0.2, "trigger": "nasty", "poisoned": 0}, found) is None
+    assert audit.row_of(facts | {"asr": 0.9, "trigger": "blind", "poisoned": 0}, found).trigger == "blind"
     assert audit.row_of(facts | {"asr": 0.9}, found).poisoned
     clean = audit.row_of(facts | {"asr": 0.2, "poisoned": 0}, found)
     assert not clean.poisoned and clean.trigger == "none"
