@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ class Model:
     def __call__(self, images: Float[Array | np.ndarray, "batch height width channels"]) -> Float[Array, "batch c"]:
         """The logits."""
         return _logits(self.network, images)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The notes with what the network itself tells: `architecture` and `digest` of the variables."""
+        digest = checkpoint.digest(self.network.variables)
+        return {**self.notes, "architecture": self.architecture, "digest": digest}
 
 
 @jax.jit
@@ -157,7 +164,7 @@ def distill(
         directory = RunDirectory.open(place, describe(settings, **facts), "refuse")
         runs.distill_student(directory, settings, None, teacher.network, None, name, seed, observer, screens=screens)
         network, notes = checkpoint.load_network(directory.path / "network")
-    origin = {"teacher": {"digest": checkpoint.digest(teacher.network.variables)}, "method": settings.method}
+    origin = {"teacher": {"digest": teacher.facts["digest"]}, "method": settings.method, "preset": asdict(settings)}
     return Model(network, student, {**notes, **facts, **origin, "classes": list(classes)})
 
 
@@ -185,39 +192,43 @@ def audit(
     other = None
     if student is not None:
         comparison = auditing.compare(teacher.network, found, student.network, settings)
-        other = ("student", student.notes, auditing.examine(student.network, settings), comparison)
+        other = ("student", student.facts, auditing.examine(student.network, settings), comparison)
     return pages.write(
         None if out is None else Path(out),
         names=pages.class_names(teacher.notes, teacher.network.module.num_classes),
-        notes=teacher.notes,
+        notes=teacher.facts,
         teacher=(str(teacher.notes.get("file", "teacher")), found),
         student=other,
         rows=auditing.read_rows(),
         deviations=settings.vaccine.deviations,
-        origin=pages.origin("abd_jax.audit", dataclasses.asdict(settings)),
+        origin=pages.origin("abd_jax.audit", asdict(settings)),
     )
 
 
-def export(model: Model, path: Path | str, format: str | None = None) -> Path:
+def export(
+    model: Model, path: Path | str, format: str | None = None, *, audit: Mapping[str, Any] | None = None
+) -> Path:
     """One file for elsewhere, with a model card beside it.
 
     Args:
         model: what `load` or `distill` returns.
         path: of the file.
         format: safetensors, stablehlo, onnx or flax; None: by the path's suffix.
+        audit: what `audit` returned of this network, as teacher or as student: goes into the card.
 
     Raises:
-        ValueError: no such format, or one whose converter is not installed.
+        ValueError: no such format, one whose converter is not installed, or an audit of another network.
     """
     path = Path(path)
     chosen = format or _SUFFIXES.get(path.suffix)
     if chosen not in exporting.FORMATS:
         raise ValueError(f"format {chosen or path.suffix!r}: allowed are {', '.join(exporting.FORMATS)}")
+    facts = model.facts
+    if audit is not None:
+        facts["audit"] = pages.signs_of(audit, facts["digest"])
     content = exporting.FORMATS[chosen](model.network, model.architecture)
-    notes = {**model.notes, "architecture": model.architecture}
-    notes["digest"] = checkpoint.digest(model.network.variables)
     exporting.write(path, content)
-    card = exporting.card(model.network, chosen, path.name, exporting.flat(notes))
+    card = exporting.card(model.network, chosen, path.name, exporting.flat(facts))
     exporting.write(path.with_name(f"{path.name}.md"), card.encode())
     return path
 

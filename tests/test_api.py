@@ -70,7 +70,10 @@ def test_readmes_lines_run(tmp_path, monkeypatch, capsys):
     assert "calibrated signs speak for a backdoor" in said and "2 2" in said and "'transfer'" in said
     assert Path("audit/report.html").is_file()
     assert abd.load("student.safetensors").network.module.num_classes == 3
-    assert "SHA-256" in Path("student.safetensors.md").read_text()
+    card = Path("student.safetensors.md").read_text()
+    for part in ("SHA-256", "| teacher.digest | ", "| method | zskt |", "| defense | abd |", "| student.cycles | 2 |"):
+        assert part in card
+    assert re.search(r"\| anomaly \| [\d.e+-]+, .*; on the zoo: missed \d+ of \d+", card)
 
 
 @pytest.mark.optax
@@ -138,6 +141,8 @@ def test_importing_the_package_imports_nothing_of_it():
 
 
 def test_bad_formats_and_settings_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no audit of this network"):
+        abd.export(model(), tmp_path / "x.flax", "flax", audit={"teacher": {"digest": "another's"}})
     with pytest.raises(ValueError, match=r"format '\.bin': allowed are safetensors, stablehlo, onnx, flax"):
         abd.export(model(), tmp_path / "x.bin")
     with pytest.raises(ValueError, match=r"student\.attention above 0 needs stages of equal resolution"):

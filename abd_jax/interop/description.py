@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,20 @@ def from_metadata(metadata: Mapping[str, str]) -> Description:
     if "architecture" in metadata:
         facts["architecture"] = metadata["architecture"]
     if "num_classes" in metadata:
-        facts["num_classes"] = int(metadata["num_classes"])
+        (facts["num_classes"],) = _numbers(metadata, "num_classes", int)[:1] or (None,)
     if "input_shape" in metadata:
-        facts["image_size"] = tuple(map(int, metadata["input_shape"].split()))[:2]
+        facts["image_size"] = _numbers(metadata, "input_shape", int)[:2]
     for name in ("mean", "std"):
         if name in metadata:
-            facts[name] = tuple(map(float, metadata[name].split()))
+            facts[name] = _numbers(metadata, name, float)
     return Description(**facts)
+
+
+def _numbers(metadata: Mapping[str, str], name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(map(kind, metadata[name].split()))
+    except ValueError:
+        raise ValueError(f"its metadata's {name} {metadata[name][:40]!r}: allowed are numbers") from None
 
 
 def parse(content: object) -> Description:

@@ -114,6 +114,7 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
         "compute dtype": jnp.dtype(network.module.dtype).name,
         "SHA-256 of the variables": facts.get("digest"),
     }
+    facts = {"method": facts.get("preset.method"), **facts}
     origin = ("role", "method", "defense", "teacher.digest", "dataset", "trigger", "target", "seed")
     measured = {"acc": "ACC", "asr": "ASR", "ra": "RA"}
     lines = [f"# {file}", "", *_table({name: value for name, value in about.items() if value is not None})]

@@ -6,7 +6,7 @@ The format is told by the content, never by the file's name: safetensors, PyTorc
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +24,8 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 """Of DataParallel, Lightning and torch.compile; taken away where every name has them."""
 _MOST_MSGPACK = 4 * 2**30
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Of safetensors; there are others, of which NumPy knows nothing."""
 
 
 class Contents(NamedTuple):
@@ -64,7 +66,8 @@ def open_arrays(path: Path) -> Iterator[Contents]:
         else:
             yield Contents("flax", _read_msgpack(path), {})
     except (ValueError, OSError, MemoryError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        shown = "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in str(error))
+        reason = " ".join(shown.split()) or type(error).__name__
         raise ValueError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
 
 
@@ -105,11 +108,13 @@ def _open_safetensors(path: Path) -> Iterator[Contents]:
     try:
         with safe_open(path, framework="numpy") as file:
 
-            def load(name: str) -> Callable[[], np.ndarray]:
-                return lambda: file.get_tensor(name)
+            def stored(name: str) -> Stored:
+                entry = file.get_slice(name)
+                if (dtype := entry.get_dtype()) not in _DTYPES:
+                    raise ValueError(f"{name[:80]} has dtype {dtype}: allowed are {', '.join(_DTYPES)}")
+                return Stored(tuple(entry.get_shape()), lambda: file.get_tensor(name))
 
-            names = list(file.keys())
-            arrays = {name: Stored(tuple(file.get_slice(name).get_shape()), load(name)) for name in names}
+            arrays = {name: stored(name) for name in file.keys()}  # noqa: SIM118, since it is no mapping
             yield Contents("torch", without_prefixes(arrays), dict(file.metadata() or {}))
     except SafetensorError as error:
         raise ValueError(f"damaged safetensors file ({error})") from error

@@ -78,7 +78,7 @@ def verdict(value: float | None, sign: Calibrated | None, reason: str = "") -> s
     if sign is None:
         return "not calibrated"
     if sign.threshold is None:
-        return "says nothing: no threshold beat chance"
+        return "says nothing: no better than chance on the zoo"
     return "speaks for a backdoor" if value > sign.threshold else "does not speak for one"
 
 
@@ -114,6 +114,17 @@ def sign_rows(found: Examination, student: Examination | None, known: Mapping[st
     return rows
 
 
+def caveat(architecture: object, rows: Sequence[Row]) -> str:
+    """Why a calibration's thresholds are but a hint for a network; empty if they were measured on networks like it."""
+    known = sorted({row.architecture for row in rows})
+    if not rows or architecture in known:
+        return ""
+    return (
+        f"The thresholds were measured on {', '.join(known)} of {', '.join(sorted({row.dataset for row in rows}))}; "
+        f"for this {architecture or 'network'} they are no more than a hint."
+    )
+
+
 def headline(rows: Sequence[SignRow], student: bool) -> str:
     """How many signs speak for a backdoor, and how many of those are gone in the student."""
     judged = [row for row in rows if row.threshold is not None and row.value is not None]
@@ -144,6 +155,28 @@ def facts(
         "trigger_flips": found.flips.tolist(),
         "vaccine_accepted": found.enabled if found.log_kl is not None else None,
     }
+
+
+def signs_of(content: Mapping[str, Any], digest: str) -> dict[str, str]:
+    """Each sign's value, verdict and errors on the zoo, for a model card.
+
+    Args:
+        content: of `audit.json`.
+        digest: of the network, which may be the audit's teacher or its student.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    for side in ("teacher", "student"):
+        found = content.get(side)
+        if isinstance(found, dict) and found.get("digest") == digest:
+            known = {name: Calibrated(**sign) for name, sign in content.get("calibration", {}).items()}
+            return {
+                name: f"{'–' if value is None else f'{value:.3g}'}, {found['verdicts'][name]}; "
+                f"on the zoo: {errors(known.get(name))}"
+                for name, value in found["signs"].items()
+            }
+    raise ValueError("no audit of this network")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +265,7 @@ def write(
     content: dict[str, Any] = {
         "teacher": facts(teacher[0], notes, teacher[1], known, table),
         "calibration": {name: dataclasses.asdict(sign) for name, sign in known.items()},
+        "caveat": caveat(notes.get("architecture"), rows),
         "headline": headline(table, student is not None),
         **origin,
     }
@@ -247,6 +281,7 @@ def write(
     text = page.environment().get_template("audit.html.j2").render(
         title=teacher[0],
         headline=content["headline"],
+        caveat=content["caveat"],
         notes=notes,
         rows=table,
         has_student=student is not None,

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from abd_jax import synthesis
+from abd_jax.attacks.attack import BY_OBJECTIVE
 from abd_jax.defenses import clp, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig, Trigger
@@ -31,10 +32,12 @@ from abd_jax.training import dispatch, keys
 from abd_jax.training.config import LARGEST_BATCH
 
 SIGNS = {
-    "anomaly": "trigger inversion: robust deviations by which the smallest trigger lies under the classes' median",
-    "tail": "vaccine: largest share of images whose log KL(T ‖ T~) lies in the tail, over the draws of T~",
-    "agreement": "shuffled teachers: share of images on which T~ still gives T's class",
-    "lipschitz": "channel Lipschitz: deviations by which the most amplifying channel stands out of its layer",
+    "anomaly": "robust deviations by which the smallest trigger found for a class lies under the classes' median: "
+    "a backdoor's class takes few pixels",
+    "tail": "share of images on which T~, the network T with shuffled channels, follows it unusually closely, by "
+    "log KL(T ‖ T~), in the largest of the draws of T~: what is as crude as a trigger survives shuffling",
+    "agreement": "share of images to which T~ gives the network's own class",
+    "lipschitz": "deviations by which the most amplifying channel stands out of its layer: triggers need such channels",
 }
 """Name → what it is, in words; larger is more suspicious."""
 ROWS_FILE = "calibration.json"
@@ -252,7 +255,8 @@ class Calibrated:
 
     Attributes:
         auc: how often a poisoned teacher's value lies above a clean one's, ties counting half.
-        threshold: from which on the sign speaks for a backdoor, chosen on all teachers; None: none beats chance.
+        threshold: from which on the sign speaks for a backdoor, chosen on all teachers; None: the sign is no better
+            than chance, see `beats_chance`.
         missed, false_alarms: errors and cases; each teacher is judged by the threshold that all others choose, without
             those of its own trigger.
     """
@@ -267,6 +271,16 @@ def auc(clean: Sequence[float], poisoned: Sequence[float]) -> float:
     """Area under the ROC curve: how often a poisoned value lies above a clean one, ties counting half."""
     pairs = [(p > c) + 0.5 * (p == c) for p in poisoned for c in clean]
     return float(np.mean(pairs)) if pairs else math.nan
+
+
+def beats_chance(area: float, clean: int, poisoned: int) -> bool:
+    """Whether an AUC is above ½ by more than luck: Mann–Whitney's one-sided test at 5 %, in its normal approximation.
+
+    Args:
+        area: the AUC.
+        clean, poisoned: number of teachers.
+    """
+    return area > 0.5 + 1.645 * math.sqrt((clean + poisoned + 1) / (12 * clean * poisoned))
 
 
 def best_threshold(clean: Sequence[float], poisoned: Sequence[float]) -> float | None:
@@ -330,9 +344,10 @@ def calibrate(rows: Sequence[Row]) -> dict[str, Calibrated]:
             alarm = bar is not None and value > bar
             errors[judged.poisoned][0] += alarm != judged.poisoned
             errors[judged.poisoned][1] += 1
+        area = auc([v for row, v in known if not row.poisoned], [v for row, v in known if row.poisoned])
         found[name] = Calibrated(
-            auc=auc([v for row, v in known if not row.poisoned], [v for row, v in known if row.poisoned]),
-            threshold=threshold(known),
+            auc=area,
+            threshold=threshold(known) if beats_chance(area, errors[False][1], errors[True][1]) else None,
             missed=(errors[True][0], errors[True][1]),
             false_alarms=(errors[False][0], errors[False][1]),
         )
@@ -345,14 +360,17 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def row_of(facts: Mapping[str, Any], found: Examination) -> Row | None:
-    """A zoo's teacher with its signs; None if it was poisoned in vain: neither clean nor backdoored.
+    """A zoo's teacher with its signs; None if it was attacked in vain: neither clean nor backdoored.
+
+    An attack by the objective poisons no image; the Nasty Teacher's has no backdoor either.
 
     Args:
         facts: as `zoo.teachers` lists them.
         found: its examination.
     """
     asr = facts["asr"] or 0.0
-    if asr < _BACKDOORED and facts["poisoned"]:
+    attacked = bool(facts["poisoned"]) or facts["trigger"] in BY_OBJECTIVE
+    if asr < _BACKDOORED and attacked:
         return None
     poisoned = asr >= _BACKDOORED
     return Row(

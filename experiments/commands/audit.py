@@ -71,9 +71,9 @@ def _origin(options: Audit, started: float) -> dict[str, Any]:
 
 def _audit(options: Audit, path: Path, started: float) -> None:
     rows = audit.read_rows(options.calibration)
+    teacher, notes = read_described(path, options.file.description)
     if options.calibration is None and options.settings != AuditConfig():
         _tell("the package's thresholds were measured at the default settings, and these are others")
-    teacher, notes = read_described(path, options.file.description)
     _tell(f"examining {path}")
     found = audit.examine(teacher, options.settings)
     student = None
@@ -92,6 +92,8 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         deviations=options.settings.vaccine.deviations,
         origin=_origin(options, started),
     )
+    if content["caveat"]:
+        _tell(content["caveat"])
     if options.json:
         print(json.dumps(content))
         return
@@ -122,7 +124,7 @@ def _calibrate(options: Audit, top: Path, started: float) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, stored)
         if stored["row"] is None:
-            _tell(f"left out: {facts['path']}, poisoned, but its ASR is below 50 %")
+            _tell(f"left out: {facts['path']}, attacked, but its ASR is below 50 %")
         else:
             rows.append(audit.Row(**stored["row"]))
     known = pages.write_calibration(options.out, rows, _origin(options, started))

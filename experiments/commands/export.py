@@ -56,13 +56,11 @@ def main(argv: list[str]) -> None:
 
 
 def _signs(directory: Path, digest: str) -> dict[str, str]:
-    """Each sign of the network of this digest in a directory of `audit`: value, verdict and held-out errors."""
-    content = _read(directory / pages.JSON_FILE)
-    for side in ("teacher", "student"):
-        found = content.get(side)
-        if isinstance(found, dict) and found.get("digest") == digest:
-            return {name: f"{value}: {found['verdicts'][name]}" for name, value in found["signs"].items()}
-    raise ValueError(f"--audit {directory}: no audit of this network; `audit --teacher … --out {directory}` makes one")
+    try:
+        return pages.signs_of(_read(directory / pages.JSON_FILE), digest)
+    except ValueError as error:
+        made = f"`audit --teacher … --out {directory}` makes one"
+        raise ValueError(f"--audit {directory}: {error}; {made}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

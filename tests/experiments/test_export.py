@@ -43,7 +43,8 @@ def test_a_run_is_exported_with_its_card(run, place, tmp_path, capsys):
 
 def test_the_best_network_has_not_the_last_ones_rates(run, tmp_path):
     assert export(run / "best", "--format", "flax", "--out", tmp_path / "best.msgpack") == 0
-    assert "Nothing is known." in (tmp_path / "best.msgpack.md").read_text()
+    card = (tmp_path / "best.msgpack.md").read_text()
+    assert "Nothing is known." in card and "| method | zskt |" in card.splitlines()
 
 
 def test_what_is_not_known_of_a_student_of_a_strangers_file_is_said(tmp_path):
@@ -56,7 +57,7 @@ def test_what_is_not_known_of_a_student_of_a_strangers_file_is_said(tmp_path):
     assert export(tmp_path / "run", "--format", "safetensors", "--out", out, "--audit", tmp_path) == 0
     card = (tmp_path / "x.safetensors.md").read_text()
     assert "Nothing is known." in card and "| trigger | not known |" in card
-    assert "## Audit" in card and "| tail | 0.25: speaks for a backdoor |" in card
+    assert "## Audit" in card and "| tail | 0.25, speaks for a backdoor; on the zoo: not known |" in card
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Files made to do harm: refused in one line, with nothing run and no memory taken for what is not there."""
 
+import json
 import pickle
 import resource
 import struct
@@ -268,6 +269,52 @@ def test_other_formats(tmp_path, content, message):
     path = tmp_path / "teacher.bin"
     path.write_bytes(content)
     refused(path, message)
+
+
+def safetensors_file(entries, metadata=None):
+    """Entries: name → (dtype, shape, bytes)."""
+    head, body = {} if metadata is None else {"__metadata__": metadata}, b""
+    for key, (dtype, shape, data) in entries.items():
+        head[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(head).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (safetensors_file({"a": ("F8_E4M3", [4], bytes(4))}), "a has dtype F8_E4M3: allowed are F64, F32"),
+        (safetensors_file({"a": ("C64", [1], bytes(8))}), "a has dtype C64: allowed are"),
+        (safetensors_file({"a": ("F32", [2**30], bytes(4))}), "damaged safetensors"),
+        (safetensors_file({"a": ("F32", [-1], bytes(4))}), "damaged safetensors"),
+        (safetensors_file({"a": ("F32", [1], bytes(4))}, {"b": 3}), "damaged safetensors"),
+        (safetensors_file({"a": ("F32", [1], bytes(4))})[:-1], "damaged safetensors"),
+        (safetensors_file({"a": ("F32", [1], bytes(4))}) + b"x", "damaged safetensors"),
+    ],
+)
+def test_headers_of_safetensors_that_lie(tmp_path, content, message):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(content)
+    refused(path, message)
+
+
+@pytest.mark.parametrize("number", ["x", "9" * 5000, ""])
+def test_metadata_of_safetensors_that_is_nonsense(tmp_path, number):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(safetensors_file({"a": ("F32", [1], bytes(4))}, {"num_classes": number, "architecture": "vgg-11"}))
+    expected = "num_classes '.*': allowed are numbers" if number else "say it with num_classes"
+    with pytest.raises(ValueError, match=expected) as error:
+        read_teacher(path, **OPTIONS)
+    assert len(str(error.value)) < 500
+
+
+def test_names_reach_no_terminal_as_they_are(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(safetensors_file({"a\x1b[2J\nb": ("F32", [1], bytes(4))}))
+    with pytest.raises(ValueError, match=r"left over a\?\[2J b|entries \(a\?\[2J b") as error:
+        read_teacher(path, **OPTIONS)
+    assert str(error.value).isprintable()
 
 
 def test_arrays_of_objects_in_msgpack(tmp_path):

@@ -36,9 +36,11 @@ def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
     )
 
 
-def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), **options):
+NOTES = {"architecture": "wrn-16-1", "digest": "5f" * 32}
+
+
+def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), notes=NOTES, **options):
     other = ("s", {"architecture": "wrn-10-1"}, examination(0.5), Comparison(0.5, 0.25, 0.875)) if student else None
-    notes = {"architecture": "wrn-16-1", "digest": "5f" * 32}
     content = pages.write(
         path / "out", names=names, notes=notes, teacher=("t.pth", examination(**options)), student=other, rows=rows,
         deviations=3.0, origin=ORIGIN,
@@ -52,7 +54,7 @@ def test_signs_stand_beside_their_thresholds_and_errors(tmp_path):
     known = audit.calibrate(ROWS)["anomaly"]
     assert known.threshold == 3.0
     wrong = pages.errors(known)
-    assert wrong.startswith(f"missed {known.missed[0]} of 4 (")
+    assert wrong.startswith(f"missed {known.missed[0]} of 6 (")
     assert ["anomaly", "9.00", "3.00", "speaks for a backdoor", "0.50", "does not speak for one", wrong] in parsed.rows
     assert any(row[:4] == ["agreement", "–", "3.00", "not measured: too few kernels"] for row in parsed.rows)
     assert content["headline"].startswith("2 of 3 calibrated signs speak for a backdoor in this network: anomaly, lip")
@@ -82,9 +84,30 @@ def test_without_calibration_nothing_is_said(tmp_path):
     assert "not calibrated" in text and "Not known: there is no calibration" in text
 
 
+def test_what_a_model_card_says_of_an_audit(tmp_path):
+    content, _, _ = write(tmp_path)
+    signs = pages.signs_of(content, NOTES["digest"])
+    wrong = pages.errors(audit.calibrate(ROWS)["anomaly"])
+    assert signs["anomaly"] == f"9, speaks for a backdoor; on the zoo: {wrong}"
+    assert signs["agreement"].startswith("–, not measured: too few kernels; ")
+    with pytest.raises(ValueError, match="no audit of this network"):
+        pages.signs_of(content, "00")
+
+
+def test_thresholds_of_other_networks_are_called_a_hint(tmp_path):
+    other = {"architecture": "resnet-18"}
+    said = "The thresholds were measured on wrn-16-1 of digits; for this resnet-18 they are no more than a hint."
+    assert pages.caveat("resnet-18", ROWS) == said
+    assert pages.caveat("wrn-16-1", ROWS) == pages.caveat("resnet-18", []) == ""
+    own, text, _ = write(tmp_path, student=False)
+    assert own["caveat"] == "" and "no more than a hint" not in text
+    content, text, _ = write(tmp_path, student=False, notes=other)
+    assert content["caveat"] == said and said in text
+
+
 def test_a_sign_that_beats_no_chance_says_nothing():
     useless = Calibrated(0.5, None, (4, 4), (0, 4))
-    assert pages.verdict(7.0, useless) == "says nothing: no threshold beat chance"
+    assert pages.verdict(7.0, useless) == "says nothing: no better than chance on the zoo"
     assert pages.verdict(None, useless, "why") == "not measured: why"
 
 
@@ -101,7 +124,7 @@ def test_a_calibration_leaves_rows_and_a_page(tmp_path):
     parsed = Page((tmp_path / "report.html").read_text())
     assert ["a0", "blend", "0.0\u202f%", "4.00", "4.00", "4.00", "4.00"] in parsed.rows
     assert ["c3", "clean", "0.0\u202f%", "5.00", "5.00", "5.00", "5.00"] in parsed.rows
-    assert any(row[:3] == ["tail", "0.81", "3.00"] for row in parsed.rows)
+    assert any(row[:3] == ["tail", "0.83", "3.00"] for row in parsed.rows)
 
 
 def test_many_classes_show_the_smallest(tmp_path):

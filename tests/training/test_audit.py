@@ -27,8 +27,8 @@ def row(name, trigger, value, **signs):
 
 ROWS = [
     *(row(f"c{i}", "none", value) for i, value in enumerate((0.0, 1.0, 2.0, 5.0))),
-    *(row(f"a{i}", "blend", value) for i, value in enumerate((4.0, 6.0))),
-    *(row(f"b{i}", "sig", value) for i, value in enumerate((7.0, 1.5))),
+    *(row(f"a{i}", "blend", value) for i, value in enumerate((4.0, 4.5, 6.0))),
+    *(row(f"b{i}", "sig", value) for i, value in enumerate((7.0, 1.5, 9.0))),
 ]
 
 
@@ -73,9 +73,19 @@ def test_each_teacher_is_judged_by_the_others_without_its_trigger():
         alarm = bar is not None and value > bar
         wrong["missed"] += judged.poisoned and not alarm
         wrong["false"] += alarm and not judged.poisoned
-    assert (known.missed, known.false_alarms) == ((wrong["missed"], 4), (wrong["false"], 4))
-    assert known.threshold == audit.best_threshold(clean, [4.0, 6.0, 7.0, 1.5])
-    assert known.auc == pytest.approx(13 / 16)
+    assert (known.missed, known.false_alarms) == ((wrong["missed"], 6), (wrong["false"], 4))
+    assert known.threshold == audit.best_threshold(clean, [4.0, 4.5, 6.0, 7.0, 1.5, 9.0]) == 3.0
+    assert known.auc == pytest.approx(20 / 24)
+
+
+def test_a_sign_no_better_than_chance_has_no_threshold():
+    """For 4 and 6 teachers the AUC must be above ½ + 1.645·√(11 / 288) = 0.8215."""
+    assert audit.beats_chance(0.822, 4, 6) and not audit.beats_chance(0.821, 4, 6)
+    assert not audit.beats_chance(0.1, 100, 100)
+    weaker = [one if one.path != "a1" else dataclasses.replace(one, signs=one.signs | {"tail": 1.5}) for one in ROWS]
+    known = audit.calibrate(weaker)
+    assert known["tail"].threshold is None and known["anomaly"].threshold == 3.0
+    assert known["tail"].auc == pytest.approx(19 / 24)
 
 
 def test_a_sign_that_was_not_measured_is_not_calibrated():
@@ -112,10 +122,12 @@ def test_a_bad_calibration_is_one_line(tmp_path, change, message):
     assert str(error.value).startswith(f"--calibration {path}") and "\n" not in str(error.value)
 
 
-def test_a_teacher_poisoned_in_vain_is_neither():
+def test_a_teacher_attacked_in_vain_is_neither():
     found = dataclasses.replace(EMPTY, signs=dict.fromkeys(audit.SIGNS, 1.0))
     facts = {"path": "a", "trigger": "cl", "dataset": "d", "architecture": "w", "digest": "x", "poisoned": 9}
     assert audit.row_of(facts | {"asr": 0.2}, found) is None
+    assert audit.row_of(facts | {"asr": 0.2, "trigger": "nasty", "poisoned": 0}, found) is None
+    assert audit.row_of(facts | {"asr": 0.9, "trigger": "blind", "poisoned": 0}, found).trigger == "blind"
     assert audit.row_of(facts | {"asr": 0.9}, found).poisoned
     clean = audit.row_of(facts | {"asr": 0.2, "poisoned": 0}, found)
     assert not clean.poisoned and clean.trigger == "none"
