@@ -135,6 +135,7 @@ def _rows(options: Bench, busy: bool) -> Iterator[Row]:
         elif part in CYCLES:
             setting = _zskt(options, CYCLES[part])
             title = f"ZSKT cycle 1 + {options.updates}, defense {setting.defense}, batch {setting.batch}, {ends}"
+            theirs: tuple[str | int, ...]
             theirs = "zskt_cycle", setting.defense, *_networks(options), setting.batch, options.side, options.updates
             yield from _beside(options, title, {"ours": steps.cycle(setting)}, theirs, CYCLE_BAR, busy)
         else:
@@ -174,7 +175,7 @@ def _beside(
         for name, alone in alternate(timed, options.rounds).items():
             yield Row(f"{title}, {name}", alone)
         return
-    with torch_process.torch_step(*theirs) as step:
+    with torch_process.torch_step(str(theirs[0]), *theirs[1:]) as step:
         seconds = alternate(timed | {"eager PyTorch": step}, options.rounds)
     reference = seconds.pop("eager PyTorch")
     yield Row(f"{title}, eager PyTorch", reference)
