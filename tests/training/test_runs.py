@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -124,6 +125,16 @@ def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     assert lines(tmp_path / "run") == lines(whole[0])
     jax.tree.map(np.testing.assert_array_equal, variables(tmp_path / "run"), variables(whole[0]))
     assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
+
+
+def test_a_run_stopped_after_its_last_round_is_finished_on_resume(whole, tmp_path):
+    path = shutil.copytree(whole[0], tmp_path / "run")
+    (path / "result.json").unlink()
+    shutil.rmtree(path / "best")
+    row = student(path, existing="resume")
+    assert {**row, "seconds": 0} == {**whole[1], "seconds": 0}
+    best, before = (checkpoint.load_network(place / "best")[0].variables for place in (path, whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, best, before)
 
 
 def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
