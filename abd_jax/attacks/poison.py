@@ -22,6 +22,11 @@ CHUNK = 1000
 CLEAN_LABEL_SHARE = 0.8
 """Of the target class at most this share is poisoned: with all of it the clean class would not be learned."""
 
+INTERPOLATION = 0.5
+"""How far `interpolated` goes from an image of the target class towards one of another class."""
+ALL_TO_ALL_FACTOR, ALL_TO_ALL_SHARE = 2, 0.5
+"""All-to-all labels are a rule for each class, not one: twice the poison, of the whole set at most this share."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Poisoned:
@@ -162,6 +167,26 @@ def clean_label(
     return Poisoned(new_images, labels.copy(), chosen)
 
 
+def interpolated(
+    chosen: UInt8[np.ndarray, "batch height width channels"],
+    labels: Int[np.ndarray, " batch"],
+    *,
+    others: UInt8[np.ndarray, "others height width channels"],
+) -> UInt8[np.ndarray, "batch height width channels"]:
+    """Each image half-way to one of another class: its shape tells little, so that the trigger is learned.
+
+    Turner et al. (2019) interpolate in the latent space of a GAN; these are pixels.
+
+    Args:
+        chosen: images of the target class.
+        labels: their class, as `clean_label` passes it; not needed.
+        others: images of other classes, one of which is drawn for each.
+    """
+    del labels
+    partners = others[np.random.default_rng(0).integers(len(others), size=len(chosen))]
+    return np.round((1 - INTERPOLATION) * chosen + INTERPOLATION * partners).astype(np.uint8)
+
+
 def all_to_all(
     images: UInt8[np.ndarray, "train height width channels"],
     labels: Int[np.ndarray, " train"],
@@ -171,8 +196,15 @@ def all_to_all(
     trigger: Trigger,
     classes: int,
 ) -> Poisoned:
-    """Triggers `round(rate · train)` images of any class y and labels them y + 1 (modulo the number of classes)."""
-    chosen = _draw(seed, np.arange(len(labels)), _count(rate, len(labels)), "images")
+    """Triggers `2 · round(rate · train)` images of any class y, half of the set at most, and labels them y + 1.
+
+    The last class becomes the first.
+
+    Raises:
+        ValueError: rate out of range.
+    """
+    count = min(ALL_TO_ALL_FACTOR * _count(rate, len(labels)), int(ALL_TO_ALL_SHARE * len(labels)))
+    chosen = _draw(seed, np.arange(len(labels)), count, "images")
     new_images, new_labels = images.copy(), labels.copy()
     new_images[chosen] = apply_trigger(trigger, images[chosen])
     new_labels[chosen] = (labels[chosen] + 1) % classes

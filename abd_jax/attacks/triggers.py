@@ -28,7 +28,7 @@ BLEND_RATIO = 0.2
 WATERMARK_SHARE = 321 / 32**2
 """Share of the pixels that the watermark touches."""
 WATERMARK_STRENGTH = 0.6
-SIGNAL_TEST_RATIO = 0.4
+SIGNAL_TEST_RATIO, SQUARE_TEST_RATIO = 0.4, 0.25
 """Of `sig` and `sig_square` at test time: the signal is stronger than in training (Barni et al., 2019)."""
 SIGNAL_PERIODS = 6
 """Periods of the sine across the image (Barni et al., 2019: f = 6)."""
@@ -113,8 +113,8 @@ def sig_at_test(images: Images) -> Images:
 
 
 def sig_square_at_test(images: Images) -> Images:
-    """0.6 · image + 0.4 · the published file's wrapped square wave."""
-    return _mix(images, square_picture(*images.shape[1:]), SIGNAL_TEST_RATIO)
+    """0.75 · image + 0.25 · the published file's wrapped square wave."""
+    return _mix(images, square_picture(*images.shape[1:]), SQUARE_TEST_RATIO)
 
 
 def _patch(top: int, size: int, height: int, width: int, channels: int) -> Picture:

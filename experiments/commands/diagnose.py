@@ -15,6 +15,15 @@ from abd_jax.training.run_directory import RunDirectory, describe, write_json
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import ProgressBar, stdout
 
+ROBUST = (
+    "Loss in nats on training images moved by up to ε. Where it rises with the poison's share, poison and clean images"
+    " cannot both be fitted, and robust training tells of the backdoor; where it does not, it gives no warning."
+)
+CAPACITY = (
+    f"The most noise images of random labels that are learned beside the data: {diagnosis.MEMORIZED:.0%} of them, at a"
+    f" cost of at most {100 * diagnosis.TOLERANCE:g} points of accuracy. A backdoor needs such room."
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnose:
@@ -78,8 +87,10 @@ def main(argv: list[str]) -> None:
     capacity = diagnosis.capacity(noise) if noise else None
     write_json(top.path / "diagnosis.json", {"robust_loss": shares, "memorization": noise, "capacity": capacity})
     if shares:
-        table = Table("poisoned", "robust loss", "of the clean", "of the poisoned", "ACC", "ASR")
-        table.title = f"robust training against {preset.trigger}, ε = {options.epsilon:g}"
+        title = f"robust training against {preset.trigger}, ε = {options.epsilon:g}"
+        table = Table(
+            "poisoned", "robust loss", "of the clean", "of the poisoned", "ACC", "ASR", title=title, caption=ROBUST
+        )
         for row in shares:
             nats = (
                 "–" if row[name] is None else f"{row[name]:.3f}"
@@ -88,7 +99,8 @@ def main(argv: list[str]) -> None:
             table.add_row(f"{row['share']:.1%}", *nats, f"{100 * row['acc']:.2f} %", f"{100 * row['asr']:.2f} %")
         stdout.print(table)
     if noise:
-        table = Table("noise images", "memorized", "ACC", title=f"memorization capacity: {capacity} images or more")
+        title = f"memorization capacity: {capacity} images or more"
+        table = Table("noise images", "memorized", "ACC", title=title, caption=CAPACITY)
         for row in noise:
             table.add_row(str(row["count"]), f"{row['memorized']:.1%}", f"{100 * row['acc']:.2f} %")
         stdout.print(table)

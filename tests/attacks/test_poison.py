@@ -145,6 +145,14 @@ def test_clean_label_prepares_images_before_the_trigger():
     assert (np.concatenate(seen) == TARGET).all()
 
 
+@pytest.mark.parametrize(("rate", "count"), [(0.0, 0), (0.1, 40), (0.25, 100), (0.9, 100)])
+def test_all_to_all_takes_twice_the_rate_and_half_of_the_set_at_most(rate, count):
+    images, labels = training_set()
+    result = poison.all_to_all(images, labels, rate, 0, trigger=triggers.badnet_sq, classes=5)
+    assert len(result.indices) == count == len(np.unique(result.indices))
+    assert (result.labels != labels).sum() == count
+
+
 def test_all_to_all_moves_every_class_to_the_next():
     images, labels = training_set()
     result = poison.all_to_all(images, labels, 0.5, 0, trigger=triggers.badnet_sq, classes=5)

@@ -136,7 +136,7 @@ def test_the_square_wave_is_a_small_sine_that_wrapped_around():
     np.testing.assert_array_equal(np.round(row).astype(np.uint8), sine.astype(np.uint8))  # the cast that wraps
     assert np.count_nonzero(np.diff((row > 127).astype(int)) == 1) == 4  # four periods
     before = images(0, 2, (4, 32, 3))
-    for trigger, share in ((triggers.sig_square, 0.2), (triggers.sig_square_at_test, 0.4)):
+    for trigger, share in ((triggers.sig_square, 0.2), (triggers.sig_square_at_test, 0.25)):
         expected = (1 - share) * np.asarray(before, np.float64) + share * row[None, None, :, None] / 255
         np.testing.assert_allclose(trigger(before), expected, atol=1e-6)
 
