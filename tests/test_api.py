@@ -17,6 +17,8 @@ from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
 from abd_jax.interop import export
 from abd_jax.synthesis import METHODS
+from abd_jax.synthesis.cmi import CMIConfig
+from abd_jax.training import checkpoint, runs
 from abd_jax.training.config import StudentConfig
 from experiments import presets
 from experiments.commands import _common
@@ -126,6 +128,51 @@ def test_a_name_is_given_once(plugin):
         abd.register("other", abd_noise.METHOD)
 
 
+@pytest.fixture
+def distilled(monkeypatch):
+    """What `distill` asks for, in place of a run; the student is the teacher, and no class was suspected."""
+    asked = {}
+
+    def distill_student(directory, preset, dataset, teacher, trigger, defense, seed, observer, screens, classes):
+        asked.update(preset=preset, defense=defense, classes=classes)
+        verdict = {"defense": defense, "suspected": None, "defended": False, "classes": list(classes)}
+        checkpoint.save_network(directory.path / "network", teacher, "wrn-10-1", verdict)
+
+    monkeypatch.setattr(runs, "distill_student", distill_student)
+    return asked
+
+
+def test_without_a_preset_the_defense_has_the_form_that_was_measured(distilled, caplog):
+    student = abd.distill(model(), "wrn-10-1", cycles=7)
+    measured, asked = presets.presets()["digits"], distilled["preset"]
+    assert (distilled["defense"], asked.method, asked.student.cycles) == ("abd", "zskt", 7)
+    assert (asked.vaccine, asked.retrospection, asked.inversion) == (
+        measured.vaccine,
+        measured.retrospection,
+        measured.inversion,
+    )
+    assert asked.synthesis.batch_norm == measured.synthesis.batch_norm > 0
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("defense abd: no class of the teacher is suspected") and student.notes["defended"] is False
+
+
+def test_a_preset_keeps_its_method_and_its_form_of_the_defense(distilled):
+    paper = dataclasses.replace(presets.presets()["digits-paper"], method="cmi", synthesis=CMIConfig(updates=50))
+    abd.distill(model(classes=10), "wrn-10-1", preset=paper)
+    asked = distilled["preset"]
+    assert (asked.method, asked.synthesis) == ("cmi", CMIConfig(updates=50))
+    assert (asked.vaccine, asked.retrospection) == (paper.vaccine, paper.retrospection)
+    assert asked.student.cycles == paper.student.cycles
+    abd.distill(model(classes=10), "wrn-10-1", preset=paper, method="dfad")
+    assert distilled["preset"].method == "dfad"
+
+
+def test_the_names_of_a_teachers_classes_reach_the_method_and_the_student(distilled):
+    named = dataclasses.replace(model(classes=3), notes={"classes": ["cat", "dog", "ship"]})
+    student = abd.distill(named, "wrn-10-1", preset=SMALL, method="nayer")
+    assert distilled["classes"] == ("cat", "dog", "ship") and student.notes["classes"] == ["cat", "dog", "ship"]
+
+
 def test_what_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'distil'"):
         abd.distil  # noqa: B018
@@ -147,6 +194,10 @@ def test_bad_formats_and_settings_are_one_line(tmp_path):
         abd.export(model(), tmp_path / "x.bin")
     with pytest.raises(ValueError, match=r"student\.attention above 0 needs stages of equal resolution"):
         abd.distill(model(), "resnet-18", preset=SMALL)
+    with pytest.raises(ValueError, match=r"student\.cycles 0: allowed are whole numbers from 1"):
+        abd.distill(model(), "wrn-10-1", cycles=0)
+    with pytest.raises(ValueError, match="of 2 classes' triggers none stands out"):
+        abd.distill(model(classes=2), "wrn-10-1", out=tmp_path / "run")
     with pytest.raises(ValueError, match="learns from a data set"):
         abd.distill(model(), "wrn-10-1", defense="clean_kd", preset=SMALL)
     assert list(tmp_path.iterdir()) == []

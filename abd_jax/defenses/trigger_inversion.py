@@ -19,6 +19,9 @@ from abd_jax import losses
 from abd_jax.models import Leaf, Network
 from abd_jax.settings import check
 
+TWO_CLASSES = 1 / 1.4826
+"""The anomaly of the smaller of two triggers, whatever their sizes: both lie one MAD from the median."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InversionConfig:

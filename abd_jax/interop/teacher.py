@@ -24,7 +24,7 @@ def read_teacher(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Network:
     """Reads a network; nothing in the file is run, and no memory is taken for sizes that the network does not have.
 
@@ -38,7 +38,7 @@ def read_teacher(
         num_classes: size of the logits; None: the file's.
         input_shape: height, width, channels of the images.
         mean, std: per-channel normalization of images in [0, 1] that the network was trained with.
-        dtype: compute dtype.
+        dtype: compute dtype; None: the directory's own, float32 for a file.
 
     Raises:
         ValueError: one line that names the file, what is wrong with it or with the options, and what is allowed.
@@ -46,7 +46,7 @@ def read_teacher(
     path = Path(path)
     if not path.is_file():
         if path.is_dir():
-            return read_described(path, Description())[0]
+            return read_described(path, Description(), dtype)[0]
         raise ValueError(f"{path}: no such file")
     try:
         if input_shape is not None and mean and len(mean) != input_shape[2]:
@@ -58,13 +58,13 @@ def read_teacher(
     return read_described(path, given, dtype)[0]
 
 
-def read_described(path: Path, given: Description, dtype: str = "float32") -> tuple[Network, dict[str, Any]]:
+def read_described(path: Path, given: Description, dtype: str | None = None) -> tuple[Network, dict[str, Any]]:
     """A network with what is known of it; see `read_teacher`.
 
     Args:
         path: a directory of ours, or a file.
         given: what a person says of the file; of a directory nothing may be said.
-        dtype: compute dtype of a network from a file.
+        dtype: compute dtype; None: the directory's own, float32 for a file.
 
     Returns:
         The network and its notes: a directory's own; of a file `architecture`, `digest` of the variables, `file` and
@@ -78,7 +78,11 @@ def read_described(path: Path, given: Description, dtype: str = "float32") -> tu
             said = ", ".join(name for name, value in vars(given).items() if value not in (None, ()))
             raise ValueError(f"{path}: no such file; {said} can be said of a file alone, a directory tells it itself")
         inner = path / "network"
-        return checkpoint.load_network(inner if inner.is_dir() else path)
+        network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
+        if dtype is None:
+            return network, notes
+        module = models.build(str(notes["architecture"]), network.module.num_classes, dtype)
+        return dataclasses.replace(network, module=module), notes
     facts = given.over(description.beside(path))
     with readers.open_arrays(path) as contents:
         facts = facts.over(description.from_metadata(contents.metadata))
@@ -87,7 +91,12 @@ def read_described(path: Path, given: Description, dtype: str = "float32") -> tu
         facts = dataclasses.replace(facts, num_classes=classes)
         shape = facts.input_shape
         template = models.abstract(
-            name, num_classes=classes, input_shape=shape, mean=facts.mean, std=facts.std, dtype=dtype
+            name,
+            num_classes=classes,
+            input_shape=shape,
+            mean=facts.mean,
+            std=facts.std,
+            dtype=dtype or "float32",
         )
         height, width, channels = shape
         what = f"{name} with {classes} classes for {height}×{width}×{channels} images"

@@ -32,7 +32,7 @@ class NAYERConfig(SynthesisConfig):
         noise: outputs of a noisy layer.
         features: channels of the generator's inner layers.
         updates: updates per batch.
-        batch: images per batch, classes in turn.
+        batch: images per batch, classes in turn: a batch begins where the one before it left off.
         learning_rate: Adam's, β (0.5, 0.999), begun anew with every batch.
         batch_norm, one_hot, adversarial: weights of `inversion_loss`.
         momentum: weight of past batches in the moments that are compared with the teacher's.
@@ -133,14 +133,15 @@ class NAYER:
 
         variables, optimizer, best = either(state.position == 0, begin, (state.variables, state.optimizer, state.best))
         momentum = jnp.where(state.episode > 0, config.momentum, 0.0)
+        first = state.episode * (config.batch % self.task.num_classes) % self.task.num_classes
         opposed = (state.episode >= config.warm_up).astype(jnp.float32)
 
         def loss(variables):
-            images = self._generate(variables)
+            images = self._generate(variables, first)
             value, (forward, metrics) = inversion_loss(
                 config,
                 images,
-                self._labels,
+                (first + jnp.arange(config.batch, dtype=jnp.int32)) % self.task.num_classes,
                 teacher,
                 student,
                 screen,
@@ -170,9 +171,9 @@ class NAYER:
         """`count` images of the bank, augmented."""
         return self.task.shard(banks.sample(key, state.bank, count, self.config.bank))
 
-    def _generate(self, variables: PyTree) -> Array:
-        """Each block of classes goes through a noisy layer of its own, then all images through the decoder."""
-        mixed = jnp.einsum("ce,ben->bcn", self._embeddings, variables["noisy"])
+    def _generate(self, variables: PyTree, first: Array) -> Array:
+        """Each block of classes, from class `first` on, has a noisy layer of its own; the decoder is for all images."""
+        mixed = jnp.einsum("ce,ben->bcn", jnp.roll(self._embeddings, -first, axis=0), variables["noisy"])
         latent = mixed.reshape(-1, self.config.noise)[: self.config.batch]
         return apply(self._generator, variables["decoder"], self.task.shard(latent))
 
@@ -186,10 +187,6 @@ class NAYER:
 
     def _no_best(self) -> Best:
         return Best.none(images=jnp.zeros((self.config.batch, *self.task.image_shape)))
-
-    @property
-    def _labels(self) -> Array:
-        return jnp.arange(self.config.batch, dtype=jnp.int32) % self.task.num_classes
 
     @property
     def _embeddings(self) -> Array:

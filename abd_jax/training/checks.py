@@ -11,7 +11,7 @@ import numpy as np
 
 from abd_jax import data, models
 from abd_jax.data import Dataset
-from abd_jax.defenses import shuffling_vaccine
+from abd_jax.defenses import shuffling_vaccine, trigger_inversion
 from abd_jax.models import Network
 from abd_jax.training import config as configs
 from abd_jax.training import sharding
@@ -98,8 +98,27 @@ def check_student(
         if dataset is None:
             raise ValueError(NO_DATA)
         return
-    rival = Distillation.make(preset, defense, teacher, classes=classes).rival
+    run = Distillation.make(preset, defense, teacher, classes=classes)
+    _check_defense(run, teacher.module.num_classes)
+    rival = run.rival
     teacher = rival.harden(teacher)
     jax.eval_shape(lambda key: rival.init(key, teacher.input_shape), jax.random.key(0))
     if configs.uses_vaccine(defense):
         shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
+
+
+def _check_defense(run: Distillation, classes: int) -> None:
+    """Raises ValueError if a part of the defense cannot come to anything, whatever the teacher is."""
+    preset = run.preset
+    if configs.uses_retrospection(run.defense) and not run.retrospective:
+        raise ValueError(
+            f"retrospection.start_fraction {preset.retrospection.start_fraction}: of {preset.student.cycles} cycles "
+            f"none is left for defense {run.defense!r}; say a smaller one, or more student.cycles"
+        )
+    bar = trigger_inversion.TWO_CLASSES
+    if (run.censors or run.pastes) and classes < 3 and preset.inversion.anomaly > bar:
+        raise ValueError(
+            f"defense {run.defense!r}: of {classes} classes' triggers none stands out by more than {bar:.2f}, so "
+            f"inversion.anomaly {preset.inversion.anomaly:g} suspects none; say {bar:.2f} or less, or take the form "
+            "that inverts no trigger (vaccine.censor off, retrospection.perturb student)"
+        )

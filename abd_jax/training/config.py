@@ -21,6 +21,14 @@ Defense = Literal["none", "sv", "sr", "abd", "clean_kd", "clp", "fine_pruning", 
 DEFENSES: tuple[str, ...] = get_args(Defense)
 LARGEST_BATCH = 2**16
 
+MEASURED_VACCINE = VaccineConfig(alpha=0.0, class_balance=0.01, select=False, censor=True)
+MEASURED_RETROSPECTION = RetrospectionConfig(start_fraction=0.0, perturb="inverted", portion=0.25, drop=0.25, hunt=4)
+MEASURED_ZSKT = ZSKTConfig(batch_norm=0.003)
+"""The form of the defense that our measurements favor (docs/study.md), with the generator that it was measured with.
+
+A preset has it unless it says otherwise; the fields' own defaults are the published forms'.
+"""
+
 
 def uses_vaccine(defense: str) -> bool:
     return defense in ("sv", "abd")
@@ -177,9 +185,9 @@ class Preset:
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
-    synthesis: SynthesisConfig = ZSKTConfig()
-    vaccine: VaccineConfig = VaccineConfig()
-    retrospection: RetrospectionConfig = RetrospectionConfig()
+    synthesis: SynthesisConfig = MEASURED_ZSKT
+    vaccine: VaccineConfig = MEASURED_VACCINE
+    retrospection: RetrospectionConfig = MEASURED_RETROSPECTION
     inversion: InversionConfig = InversionConfig()
     clean_kd: CleanKDConfig = CleanKDConfig()
     rivals: Rivals = Rivals()

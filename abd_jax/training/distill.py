@@ -162,6 +162,33 @@ class Distillation:
         """Every kind of round that the run will have, in order."""
         return tuple(dict.fromkeys(map(self.phase, range(self.preset.student.cycles))))
 
+    def verdict(self, state: DistillState) -> dict[str, Any]:
+        """What the defense came to in a run that ended there; empty if it has neither vaccine nor Self-Retrospection.
+
+        `suspected`, if a trigger was inverted: the class that it leads to, or None. `vaccine_enabled`, if there is a
+        vaccine: whether a T~ was accepted. `defended`: whether anything of it reached the student; class balance alone
+        is no defense.
+        """
+        found: dict[str, Any] = {}
+        defended = []
+        if state.backdoor is not None:
+            target = int(state.backdoor.target)
+            found["suspected"] = target if target >= 0 else None
+            defended.append(target >= 0)
+        if state.vaccine is not None:
+            vaccine, found["vaccine_enabled"] = self.preset.vaccine, bool(state.vaccine.enabled)
+            generated = self.preset.synthesis.updates and (vaccine.alpha or vaccine.generator_weights)
+            shuffled = bool(generated) or vaccine.student_weights != "none"
+            defended.append(found["vaccine_enabled"] and shuffled)
+        if configs.uses_retrospection(self.defense) and not self.pastes:
+            defended.append(self.retrospective)
+        return {**found, "defended": any(defended)} if defended else {}
+
+    @property
+    def retrospective(self) -> bool:
+        """Whether any round of the run is."""
+        return self.phase(self.preset.student.cycles - 1).retrospective
+
     def init(self, root: PRNGKeyArray, teacher: Network) -> DistillState:
         """A fresh student and synthesizer; the vaccine, if the defense has one, is drawn but not yet selected."""
         student = models.create(

@@ -76,6 +76,12 @@ class Cell:
     def done(self) -> bool:
         return (self.path / RESULT_FILE).is_file()
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What stands beside the network of a cell that is done."""
+        notes: dict[str, Any] = json.loads((self.path / "network" / checkpoint.NETWORK_FILE).read_text())
+        return notes
+
     def facts(self, classes: Sequence[str]) -> dict[str, Any]:
         """What the cell's directory is started with: the settings that its network depends on, and no others."""
         settings = dataclasses.asdict(self.preset)
@@ -92,8 +98,7 @@ class Cell:
         if self.defense != "clean_kd":
             del settings["clean_kd"]
         settings["rivals"] = {name: values for name, values in settings["rivals"].items() if name == self.defense}
-        stored = json.loads((self.teacher.path / "network" / checkpoint.NETWORK_FILE).read_text())
-        teacher = {"path": self.teacher.name, "digest": stored["digest"]}
+        teacher = {"path": self.teacher.name, "digest": self.teacher.notes["digest"]}
         return {"preset": settings, "role": "student", "defense": self.defense, "teacher": teacher, **facts}
 
 

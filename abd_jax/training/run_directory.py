@@ -20,7 +20,7 @@ from abd_jax.training import processes
 Existing = Literal["refuse", "resume", "overwrite"]
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
 PACKAGES = ("abd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
-_NOT_COMPARED = ("versions", "device", "command", "started")
+_NOT_COMPARED = ("versions", "device", "command", "started", "teacher.path")  # a teacher is known by its digest
 
 
 def versions() -> dict[str, str]:
@@ -150,8 +150,9 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree}
     merged: dict[str, Any] = {}
     for name, value in tree.items():
-        if prefix or name not in _NOT_COMPARED:
-            merged |= _leaves(value, f"{prefix}.{name}" if prefix else name)
+        full = f"{prefix}.{name}" if prefix else name
+        if full not in _NOT_COMPARED:
+            merged |= _leaves(value, full)
     return merged
 
 

@@ -232,12 +232,15 @@ def distill_student(
     devices: int = 0,
     screens: Screens | None = None,
     profile: bool = False,
+    classes: tuple[str, ...] = (),
 ) -> stage.Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
     The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
     them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside;
-    with `profile` a trace of a few rounds is written beside the events for TensorBoard.
+    with `profile` a trace of a few rounds is written beside the events for TensorBoard; `classes` are the names of the
+    teacher's classes, where no data set tells them. Beside the network stands what the defense came to, see
+    `Distillation.verdict`.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -247,7 +250,7 @@ def distill_student(
         return directory.result
     started, settings, root = began(directory.path), preset.student, keys.root(seed, "distill")
     mesh = sharding.data_mesh(devices) if devices else None
-    classes = dataset.classes if dataset is not None else ()
+    classes = dataset.classes if dataset is not None else classes
     solo = Distillation.make(preset, defense, teacher, None, classes, screens)  # what comes before and after the rounds
     run = solo
     if mesh is not None:
@@ -314,7 +317,7 @@ def distill_student(
     with trace.watching():
         state, best = stage.run(directory, started, observer, title, tree, steps, settings.cycles, every, prepare)
     state = evidence.repair(directory, solo, root, here(state), teacher)
-    notes = stage.notes(preset, trigger, seed, "student", defense)
+    notes = stage.notes(preset, trigger, seed, "student", defense, classes=list(classes), **solo.verdict(state))
     checkpoint.save_network(directory.path / "network", state.student, settings.architecture, notes)
     if test is not None:
         best_student = dataclasses.replace(state.student, variables=best[1])
@@ -336,6 +339,7 @@ def make_student(
     observer: stage.Observer | None = None,
     devices: int = 0,
     profile: bool = False,
+    classes: tuple[str, ...] = (),
 ) -> stage.Row:
     """`train_clean_student` or `distill_student`, as the defense says.
 
@@ -347,5 +351,15 @@ def make_student(
             raise ValueError(NO_DATA)
         return train_clean_student(directory, preset, dataset, teacher, trigger, seed, observer)
     return distill_student(
-        directory, preset, dataset, teacher, trigger, defense, seed, observer, devices, profile=profile
+        directory,
+        preset,
+        dataset,
+        teacher,
+        trigger,
+        defense,
+        seed,
+        observer,
+        devices,
+        profile=profile,
+        classes=classes,
     )

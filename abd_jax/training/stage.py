@@ -144,6 +144,19 @@ def row(
     }
 
 
+def warning(notes: Mapping[str, Any]) -> str:
+    """One line if a student's notes tell that its defense came to nothing, else an empty one."""
+    if notes.get("defended", True):
+        return ""
+    reasons = []
+    if "suspected" in notes:
+        reasons.append("no class of the teacher is suspected of a backdoor")
+    if not notes.get("vaccine_enabled", True):
+        reasons.append("no draw of the shuffled teachers was accepted")
+    why = " and ".join(reasons) or "with these settings no part of it reaches the student"
+    return f"defense {notes['defense']}: {why}; this student is in effect an undefended one"
+
+
 def notes(
     preset: configs.Preset, trigger: str | None, seed: int, role: str, defense: str, **more: Any
 ) -> dict[str, Any]:

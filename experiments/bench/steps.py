@@ -12,7 +12,9 @@ import numpy as np
 from abd_jax import models
 from abd_jax.attacks.objectives import hard_labels
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
+from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.models import Network
+from abd_jax.synthesis.zskt import ZSKTConfig
 from abd_jax.training import ahead, dispatch, sharding
 from abd_jax.training.config import Preset, StudentConfig, TeacherConfig
 from abd_jax.training.distill import Distillation, DistillState, Phase
@@ -76,6 +78,8 @@ class Setting:
             dataset="digits",  # not loaded: a preset must name one
             teacher=TeacherConfig(architecture=self.teacher),
             student=StudentConfig(architecture=self.student, batch=self.batch, updates=self.updates),
+            synthesis=ZSKTConfig(),
+            vaccine=VaccineConfig(),
             retrospection=RetrospectionConfig(perturb="teacher", start_fraction=0.0),
         ).with_method(self.method)
         network = _network(self.teacher, self.side)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from abd_jax.interop.description import Description
-from abd_jax.training import processes, speed
+from abd_jax.training import checkpoint, processes, speed, stage
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
 from abd_jax.training.stage import Observer, Silent
@@ -70,6 +71,13 @@ def print_speed(directory: Path) -> None:
     """How fast the rounds of a run were, if this process made any."""
     if (found := speed.read(directory)) is not None:
         stdout.print(str(found), highlight=False)
+
+
+def warn(directory: Path) -> None:
+    """Says so if the defense of the student in that run came to nothing."""
+    notes = json.loads((directory / "network" / checkpoint.NETWORK_FILE).read_text())
+    if said := stage.warning(notes):
+        stdout.print(said, highlight=False, markup=False)
 
 
 Together = Annotated[Several, tyro.conf.arg(name="")]

@@ -19,6 +19,7 @@ from experiments.commands._common import (
     existing,
     print_speed,
     progress,
+    warn,
     with_preset,
 )
 from experiments.console import stdout
@@ -89,9 +90,11 @@ def main(argv: list[str]) -> None:
         progress(),
         devices,
         options.profile,
+        classes,
     )
     if not processes.primary():
         return
+    warn(options.out)
     print_speed(options.out)
     if row["acc"] is None:
         stdout.print(f"student in {options.out}; ACC, ASR and RA are not known: {reason}", highlight=False)

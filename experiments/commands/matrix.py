@@ -128,6 +128,8 @@ def main(argv: list[str]) -> None:
         if outcome.row:
             rates = " ".join(f"{name.upper()} {100 * outcome.row[name]:.1f} %" for name in ("acc", "asr"))
             rates += f" ({outcome.row['seconds']:.0f} s)"
+            if said := stage.warning(cell.notes):
+                rates += f"; {said}"
         elif outcome.error:
             rates = f"FAILED: {outcome.error} (log: {cell.log})"
         stderr.print(f"{finished}/{total} {cell.title}: {rates}", highlight=False, markup=False, soft_wrap=True)

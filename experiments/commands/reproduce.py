@@ -21,6 +21,7 @@ from experiments.commands._common import (
     existing,
     print_speed,
     progress,
+    warn,
     with_preset,
 )
 from experiments.console import PROGRAM, stdout
@@ -113,3 +114,4 @@ def _cell(options: Reproduce, top: Path, dataset: data.Dataset, trigger: str, se
         )
         if processes.primary():
             print_speed(directory.path)
+            warn(directory.path)

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -159,6 +160,10 @@ BAD_INPUT = [
     ([*REPRODUCE, "--rivals.fine-pruning.steps", "-5"], "rivals.fine_pruning.steps -5: allowed are whole numbers from"),
     ([*REPRODUCE, "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
     ([*REPRODUCE, "--rivals.dhbe.size", "40", "--defenses", "dhbe"], "rivals.dhbe.size 40: allowed is 1 … 16"),
+    (
+        [*REPRODUCE, "--student.cycles", "60", "--retrospection.start-fraction", "0.995"],
+        "of 60 cycles none is left for",
+    ),
     ([*REPRODUCE, "--devices", "99"], "devices 99: allowed are 1 … 8"),
     ([*REPRODUCE, "--devices", "-1"], "devices -1: allowed are 1 … 8"),
     ([*REPRODUCE, "--devices", "3"], "devices 3: student.batch 128 cannot be split"),
@@ -305,8 +310,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_is_left_behind_by_bad_input(places, capsys):
-    from pathlib import Path
-
     console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--teacher.target", "10"])
     console.run(COMMANDS, ["reproduce", "digits", "--out", places["OUT"], "--vaccine.kernels", "30"])
     console.run(COMMANDS, ["matrix", "digits", "--out", places["OUT"], "--vaccine.kernels", "30"])
@@ -322,14 +325,21 @@ def test_a_strangers_file_is_distilled_and_measured_only_on_data_that_fits(
 
     seen = {}
 
-    def make_student(directory, preset, dataset, teacher, trigger, *_):
+    def make_student(directory, preset, dataset, teacher, trigger, *others):
         seen.update(preset=preset, dataset=dataset, teacher=teacher, trigger=trigger, path=directory.path)
+        seen["classes"] = others[-1]
+        (directory.path / "network").mkdir()
+        verdict = {"suspected": None, "vaccine_enabled": True, "defended": False}
+        (directory.path / "network" / "network.json").write_text(json.dumps({"defense": "abd", **verdict}))
         return dict.fromkeys(("acc", "asr", "ra"), 0.5 if measured else None)
 
     monkeypatch.setattr(runs, "make_student", make_student)
-    out = tmp_path / "run"
-    argv = ["distill", "digits", "--teacher", places["BARE"], "--out", str(out), *SAID, "--image-size", side]
+    out, file = tmp_path / "run", tmp_path / "bare.bin"
+    file.write_bytes(Path(places["BARE"]).read_bytes())
+    file.with_name("bare.bin.yaml").write_text("classes: [a, b, c, d, e, f, g, h, i, j]\n")
+    argv = ["distill", "digits", "--teacher", str(file), "--out", str(out), *SAID, "--image-size", side]
     assert console.run(COMMANDS, argv) == 0
+    assert seen["classes"] == (tuple("0123456789") if measured else tuple("abcdefghij"))
     assert seen["teacher"].input_shape == (int(side), int(side), 1) and seen["teacher"].std == (0.5,)
     assert seen["preset"].teacher.architecture == "wrn-10-1"
     said = " ".join(capsys.readouterr().out.split())
@@ -339,6 +349,7 @@ def test_a_strangers_file_is_distilled_and_measured_only_on_data_that_fits(
     else:
         assert seen["dataset"] is None and seen["trigger"] is None
         assert "are not known: the teacher is for 8×8×1 images of 10 classes, data set digits has 16×16×1" in said
+    assert "defense abd: no class of the teacher is suspected of a backdoor" in said
     stored = json.loads((out / "config.json").read_text())
     assert stored["teacher"]["digest"] == checkpoint.digest(network(classes=10).variables)
 

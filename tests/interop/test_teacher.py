@@ -119,6 +119,14 @@ def test_our_own_directories(tmp_path, wide):
         same(read_teacher(tmp_path / place, input_shape=(9, 9, 1), mean=(0.0,), std=(1.0,)), wide)
 
 
+@pytest.mark.parametrize(("asked", "computed"), [("bfloat16", "bfloat16"), ("float32", "float32"), (None, "bfloat16")])
+def test_a_directory_of_ours_computes_in_the_dtype_that_is_asked_for(tmp_path, asked, computed):
+    checkpoint.save_network(tmp_path, networks.network(dtype="bfloat16"), "wrn-10-1", {})
+    read = read_teacher(tmp_path, dtype=asked)
+    assert jax.eval_shape(lambda images: read(images).stages[0], networks.images()).dtype == computed
+    assert read.params["fc"]["kernel"].dtype == "float32"
+
+
 def with_one(value):
     def change(array):
         array = array.copy()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
+from abd_jax.synthesis.nayer import NAYERConfig
 from abd_jax.training import checkpoint, evaluate, evidence, metrics, run_directory, runs, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.run_directory import RunDirectory, describe
@@ -143,6 +144,8 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
         assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
         np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
         assert found["flips"].shape == (10,) and 0 <= int(found["suspect"]) < 10
+        notes = checkpoint.load_network(path / "network")[1]
+        assert (notes["suspected"], notes["defended"]) == (int(found["suspect"]), True)
 
 
 def test_a_terminated_run_with_an_inverted_trigger_resumes_to_bitwise_the_same(inverted, tmp_path):
@@ -267,6 +270,33 @@ def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path, prepare, e
     prepare(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         RunDirectory.open(tmp_path / "run", describe(small.PRESET, defense="none"), existing)
+
+
+def test_a_run_goes_on_with_a_teacher_that_was_moved_and_with_no_other(tmp_path):
+    def opened(path, digest, existing="resume"):
+        RunDirectory.open(tmp_path / "run", describe(small.PRESET, teacher={"path": path, "digest": digest}), existing)
+
+    opened("/old/teacher", "d1", "refuse")
+    opened("/new/teacher", "d1")
+    with pytest.raises(ValueError, match=r"started with teacher\.digest = 'd1', now 'd2'"):
+        opened("/old/teacher", "d2")
+
+
+def test_the_names_of_the_classes_reach_a_method_without_a_data_set(tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def init(run, root, teacher):
+        raise Reached(run.synthesizer.task.classes)
+
+    monkeypatch.setattr(Distillation, "init", init)
+    preset = dataclasses.replace(small.PRESET, method="nayer", synthesis=NAYERConfig(embedding="text"))
+    directory, names = RunDirectory.open(tmp_path / "run", describe(preset), "refuse"), tuple("0123456789")
+    with pytest.raises(Reached) as reached:
+        runs.make_student(directory, preset, None, small.teacher(), None, "none", seed=5, classes=names)
+    assert reached.value.args == (names,)
+    with pytest.raises(ValueError, match="no class names"):
+        runs.make_student(directory, preset, None, small.teacher(), None, "none", seed=5)
 
 
 def test_overwrite_starts_again(tmp_path):
