@@ -84,12 +84,9 @@ def class_imbalance(logits: Float[Array, "batch classes"]) -> Float[Array, ""]:
     return jnp.sum(mean * jnp.log(mean + _EPSILON))
 
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Array, label_smoothing: float = 0.0
-) -> Float[Array, " batch"]:
-    """−log softmax(logits)[label] per image, against labels smoothed by `label_smoothing`."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
+    """−log softmax(logits)[label] per image."""
+    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
 
 
 def jensen_shannon(

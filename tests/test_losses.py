@@ -183,12 +183,10 @@ def test_class_imbalance_is_lowest_for_a_balanced_batch_and_zero_for_one_class()
 # --- cross_entropy
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_cross_entropy_against_numpy(smoothing):
+def test_cross_entropy_against_numpy():
     logits, labels = normal(10, 6, 5, scale=3), np.array([0, 4, 2, 2, 1, 3])
-    targets = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
-    result = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
-    np.testing.assert_allclose(result, -(targets * reference.log_softmax(logits)).sum(axis=-1), rtol=1e-5)
+    result = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(result, -reference.log_softmax(logits)[np.arange(6), labels], rtol=1e-5)
 
 
 def test_cross_entropy_at_extreme_logits():

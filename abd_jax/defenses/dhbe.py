@@ -52,7 +52,8 @@ class DHBE(Rival):
         weight: of the regularizer; published: 0.1.
         size: of a patch, in pixels.
         learning_rate: of the patch generator's Adam; published: 1e-3.
-        latent, features: of the patch generator.
+        latent: dimension of the patch generator's noise.
+        features: its channels.
     """
 
     weight: float = 0.1

@@ -27,7 +27,8 @@ class FinePruning(Rival):
     Attributes:
         loss: of agreement with the teacher that pruning may cost; the paper's is 4 % of accuracy.
         batches: of images on which sleep and agreement are measured.
-        steps, learning_rate: of the fine-tuning.
+        steps: of the fine-tuning, one batch each.
+        learning_rate: of the fine-tuning.
     """
 
     loss: float = 0.04

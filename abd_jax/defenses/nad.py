@@ -20,8 +20,10 @@ class NAD(Rival):
     """Settings.
 
     Attributes:
-        tuning_steps, tuning_rate: of the copy's fine-tuning; published: 10 epochs of 5 % of CIFAR-10 at 0.1.
-        steps, learning_rate: of the student's.
+        tuning_steps: batches of the copy's fine-tuning; published: 10 epochs of 5 % of CIFAR-10.
+        tuning_rate: its learning rate.
+        steps: batches of the student's.
+        learning_rate: its learning rate.
         attention: β of the stages in forward order; published: 500, 1000, 1000.
     """
 

@@ -80,6 +80,11 @@ class VaccineConfig:
             below_one=("tail",),
         )
 
+    def acts(self, updates: int) -> bool:
+        """Whether it changes anything in a method that makes so many updates of its images."""
+        on_images = updates > 0 and (self.alpha > 0 or self.class_balance > 0 or self.generator_weights)
+        return on_images or self.student_weights != "none" or self.censor
+
 
 @struct.dataclass
 class Vaccine:

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -181,15 +182,19 @@ def suspect(inversion: Inversion) -> Int[Array, ""]:
     return jnp.argmin(jnp.where(works, inversion.sizes, jnp.inf))
 
 
-def anomaly(inversion: Inversion) -> Float[Array, ""]:
-    """How far log size of the suspect lies under the classes' median, in robust standard deviations, 1.4826 · MAD.
+def anomalies(sizes: Float[Array | np.ndarray, " classes"]) -> Float[Array, " classes"]:
+    """How far each class's log size lies under the classes' median, in robust standard deviations, 1.4826 · MAD.
 
     Neural Cleanse takes sizes themselves; these spread over the classes by factors, not by differences.
     """
-    sizes = jnp.log(jnp.maximum(inversion.sizes, 1e-6))
-    median = jnp.median(sizes)
-    deviation = 1.4826 * jnp.median(jnp.abs(sizes - median))
-    return (median - sizes[suspect(inversion)]) / jnp.maximum(deviation, 1e-6)
+    logs = jnp.log(jnp.maximum(jnp.asarray(sizes), 1e-6))
+    below = jnp.median(logs) - logs
+    return below / jnp.maximum(1.4826 * jnp.median(jnp.abs(below)), 1e-6)
+
+
+def anomaly(inversion: Inversion) -> Float[Array, ""]:
+    """The suspect's."""
+    return anomalies(inversion.sizes)[suspect(inversion)]
 
 
 def suspected(config: InversionConfig, inversion: Inversion, backdoor: Backdoor) -> Backdoor:

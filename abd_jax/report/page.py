@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report import images, plots
 from abd_jax.report.headline import headline, percent
 from abd_jax.report.reading import Inversion, Reproduction, Row, Samples, Student, Vaccine, read
@@ -408,7 +408,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
     for student in _first_with("inversion", run.students):
         found = student.inversion
         assert found is not None
-        anomalies = anomaly(found.sizes)
+        indices = anomalies(found.sizes)
         rank = sorted(
             range(len(found.sizes)),
             key=lambda index: (index != found.suspect, index != run.target, found.sizes[index]),
@@ -429,7 +429,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                         name=run.class_name(index),
                         size=float(found.sizes[index]),
                         flip=float(found.flips[index]),
-                        anomaly=float(anomalies[index]),
+                        anomaly=float(indices[index]),
                         is_suspect=index == found.suspect,
                         uri=images.data_uri(pictures[index]) if index in shown else None,
                     )
@@ -441,18 +441,10 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
     return views
 
 
-def anomaly(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """(median − log size) / (1.4826 · median absolute deviation), as `trigger_inversion.anomaly` of each class."""
-    logs = np.log(np.maximum(sizes, 1e-6))
-    below = np.median(logs) - logs
-    deviation = 1.4826 * np.median(np.abs(below))
-    return below / max(deviation, 1e-6)
-
-
 def suspicion(run: Reproduction, inversion: Inversion) -> str:
     """Which class is suspected, whether rightly, and how far its trigger stands out."""
     suspect = inversion.suspect
-    index = float(anomaly(inversion.sizes)[suspect])
+    index = float(anomalies(inversion.sizes)[suspect])
     others = float(np.median(np.delete(inversion.sizes, suspect)))
     known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
     bar = _bar(run)

@@ -18,7 +18,18 @@ from abd_jax.synthesis.nayer import NAYER, NAYERConfig
 from abd_jax.synthesis.ood import OOD, OODConfig
 from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 
-__all__ = ["METHODS", "Method", "SynthesisConfig", "Synthesizer", "Task", "create", "lookup", "method_of", "register"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "SynthesisConfig",
+    "Synthesizer",
+    "Task",
+    "create",
+    "lookup",
+    "method_of",
+    "names",
+    "register",
+]
 
 
 class Method(NamedTuple):
@@ -61,6 +72,11 @@ def _installed() -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
 
 
+def names() -> list[str]:
+    """Of all methods: registered ones, and those that installed packages offer."""
+    return list(dict.fromkeys([*METHODS, *_installed()]))
+
+
 def method_of(config: SynthesisConfig) -> str:
     """The name of the method that settings belong to."""
     return next(name for name, method in METHODS.items() if type(config) is method.config)
@@ -86,8 +102,7 @@ def lookup(name: str) -> Method:
         if name in offered:
             register(name, offered[name].load())
             return METHODS[name]
-        known = list(dict.fromkeys([*METHODS, *offered]))
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(name, names(), 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(known)}")
+        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(names())}")
     return METHODS[name]

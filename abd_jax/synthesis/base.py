@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -87,21 +87,22 @@ class Task:
         everywhere = jax.sharding.NamedSharding(self.sharding.mesh, jax.sharding.PartitionSpec())
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere), state)
 
-    def require(self, method: str, *, quarters: bool = False, batch_norm: bool = False) -> None:
+    def require(self, method: str, *, quarters: bool = False, batch_norm: float | Literal["always"] = 0.0) -> None:
         """Raises ValueError if the method cannot do this task.
 
         Args:
             method: its name.
             quarters: whether its generator upsamples twice.
-            batch_norm: whether it reads the teacher's batch normalizations.
+            batch_norm: whether it reads the teacher's batch normalizations: always, or by its `config.batch_norm`.
         """
         height, width, _ = self.image_shape
         if quarters and (height % 4 or width % 4):
             raise ValueError(f"image size {height}×{width}: the generator of {method} needs sides divisible by 4")
         if batch_norm and not self.channels:
+            weight = "" if batch_norm == "always" else "say --synthesis.batch-norm 0, or "
             raise ValueError(
                 f"method {method} reads the teacher's batch normalization, and this teacher has none; "
-                "say synthesis.batch_norm 0 where the method has that weight, or take ood, dfad or zskt"
+                f"{weight}take ood or dfad"
             )
 
 

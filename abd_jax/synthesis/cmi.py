@@ -36,7 +36,9 @@ class CMIConfig(SynthesisConfig):
         updates: updates per batch.
         batch: images per batch.
         learning_rate: Adam's, β (0.5, 0.999), of generator and latent vectors; and of the head's, β (0.9, 0.999).
-        batch_norm, one_hot, adversarial: weights of `inversion_loss`.
+        batch_norm: weight of the distance from the teacher's batch normalization statistics, see `inversion_loss`.
+        one_hot: weight of the cross-entropy to the batch's classes.
+        adversarial: weight of −KL(T ‖ S) where both agree.
         contrast: weight of the contrastive loss.
         temperature: τ of the contrastive loss.
         head: features of the projection.
@@ -194,7 +196,7 @@ class CMI:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("cmi", quarters=True, batch_norm=True)
+        self.task.require("cmi", quarters=True, batch_norm="always")
 
     def init(self, key: PRNGKeyArray) -> CMIState:
         """Empty banks, a fresh head, and an episode that has not begun."""

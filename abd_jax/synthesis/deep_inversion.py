@@ -30,7 +30,9 @@ class DeepInversionConfig(SynthesisConfig):
     Attributes:
         updates: pixel updates per batch.
         batch: images per batch.
-        learning_rate, beta1, beta2: Adam's, in standardized units.
+        learning_rate: Adam's, in standardized units.
+        beta1: Adam's.
+        beta2: Adam's.
         batch_norm: weight of the batch normalization distance.
         one_hot: weight of the cross-entropy.
         total_variation: weight of `losses.total_variation` of the standardized images.
@@ -96,7 +98,7 @@ class DeepInversion:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("deep_inversion", batch_norm=self.config.batch_norm > 0)
+        self.task.require("deep_inversion", batch_norm=self.config.batch_norm)
 
     def init(self, key: PRNGKeyArray) -> DeepInversionState:
         """An empty bank, and an episode that has not begun."""

@@ -39,7 +39,9 @@ class FastConfig(SynthesisConfig):
         batch: images per batch.
         learning_rate: Adam's for the adapted copy, β (0.5, 0.999); the meta-generator's is k times that.
         latent_learning_rate: Adam's for the latent vectors.
-        batch_norm, one_hot, adversarial: weights of `inversion_loss`.
+        batch_norm: weight of the distance from the teacher's batch normalization statistics, see `inversion_loss`.
+        one_hot: weight of the cross-entropy to the batch's classes.
+        adversarial: weight of −KL(T ‖ S) where both agree.
         momentum: weight of past batches in the moments that are compared with the teacher's.
         meta: how the meta-generator learns: `fomaml` by the sum of the copy's gradients, `reptile` by its way.
         warm_up: batches before the student takes part in the loss.
@@ -111,7 +113,7 @@ class Fast:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("fast", quarters=True, batch_norm=self.config.batch_norm > 0)
+        self.task.require("fast", quarters=True, batch_norm=self.config.batch_norm)
 
     def init(self, key: PRNGKeyArray) -> FastState:
         """A fresh meta-generator, an empty bank, and an episode that has not begun."""

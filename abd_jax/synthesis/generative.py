@@ -125,7 +125,7 @@ class Generative:
 
     def __post_init__(self) -> None:
         name = type(self.config).__name__.removesuffix("Config").lower()
-        self.task.require(name, quarters=True, batch_norm=self.config.batch_norm > 0)
+        self.task.require(name, quarters=True, batch_norm=self.config.batch_norm)
 
     def init(self, key: PRNGKeyArray) -> GenerativeState:
         """A fresh generator."""

@@ -34,7 +34,9 @@ class NAYERConfig(SynthesisConfig):
         updates: updates per batch.
         batch: images per batch, classes in turn: a batch begins where the one before it left off.
         learning_rate: Adam's, β (0.5, 0.999), begun anew with every batch.
-        batch_norm, one_hot, adversarial: weights of `inversion_loss`.
+        batch_norm: weight of the distance from the teacher's batch normalization statistics, see `inversion_loss`.
+        one_hot: weight of the cross-entropy to the batch's classes.
+        adversarial: weight of −KL(T ‖ S) where both agree.
         momentum: weight of past batches in the moments that are compared with the teacher's.
         warm_up: batches before the student takes part in the loss.
         rebuild: batches after which the whole generator is drawn anew.
@@ -99,7 +101,7 @@ class NAYER:
     student_norm: Norm = "running"
 
     def __post_init__(self) -> None:
-        self.task.require("nayer", quarters=True, batch_norm=self.config.batch_norm > 0)
+        self.task.require("nayer", quarters=True, batch_norm=self.config.batch_norm)
         label_embeddings.table(self.config.embedding, self.task.classes, self.task.num_classes)
 
     def init(self, key: PRNGKeyArray) -> NAYERState:

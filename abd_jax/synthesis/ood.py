@@ -33,12 +33,15 @@ class OODConfig(SynthesisConfig):
     Attributes:
         image: `china` or `flower` (photographs inside scikit-learn), or the path of a picture of any size.
         updates: 0: there is nothing to update.
-        smallest, largest: side of a patch before it is resized, in shares of the picture's shorter side.
+        smallest: side of a patch before it is resized, in shares of the picture's shorter side.
+        largest: as `smallest`.
         rotation: largest angle, in degrees.
         shear: largest shear angle, in degrees.
         flip: whether half of the patches are mirrored.
-        brightness, contrast, saturation, hue: largest change: an offset, factors 1 ± so much, and an offset of the
-            hue's circle of length 1.
+        brightness: largest offset.
+        contrast: largest change of its factor, 1.
+        saturation: largest change of its factor, 1.
+        hue: largest offset on the hue's circle, whose length is 1.
         standardize: whether each patch is brought to the teacher's mean and standard deviation per channel (ours), for
             teachers whose images are unlike photographs in brightness and contrast.
         cutmix: both parameters of CutMix's Beta distribution; 0: no CutMix.

@@ -73,7 +73,7 @@ class ZSKT:
     student_norm: Norm = "batch"
 
     def __post_init__(self) -> None:
-        self.task.require("zskt", quarters=True, batch_norm=self.config.batch_norm > 0)
+        self.task.require("zskt", quarters=True, batch_norm=self.config.batch_norm)
 
     def init(self, key: PRNGKeyArray) -> ZSKTState:
         """A fresh generator."""

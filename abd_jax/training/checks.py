@@ -104,6 +104,11 @@ def check_student(
     teacher = rival.harden(teacher)
     jax.eval_shape(lambda key: rival.init(key, teacher.input_shape), jax.random.key(0))
     if configs.uses_vaccine(defense):
+        if not preset.vaccine.acts(preset.synthesis.updates):
+            raise ValueError(
+                f"defense {defense}: with method {preset.method} this vaccine would change nothing; "
+                "say --vaccine.student-weights paper"
+            )
         shuffling_vaccine.draw(jax.random.key(0), teacher, preset.vaccine)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from abd_jax import data, models, synthesis
-from abd_jax.attacks.attack import check_name
+from abd_jax.attacks.attack import ATTACKS, check_name
 from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
@@ -56,7 +56,8 @@ class TeacherConfig:
         epochs: passes over the training set.
         batch: images per step.
         learning_rate: SGD's, decayed by a cosine to 0.
-        momentum, weight_decay: SGD's.
+        momentum: SGD's.
+        weight_decay: SGD's, of every parameter.
         crop: zero padding of the random crop, in pixels.
         poison_rate: share of the training set that is poisoned.
         target: the attacker's class.
@@ -90,8 +91,8 @@ class StudentConfig:
     Attributes:
         architecture: e.g. wrn-16-1.
         cycles: rounds of synthesis and distillation.
-        updates: student updates per cycle, all on the cycle's one batch of images.
-        batch: synthesized images per cycle.
+        updates: student updates per cycle: with ZSKT all on one batch of images, else each on a batch of its own.
+        batch: images per student update.
         optimizer: Adam, or SGD with momentum 0.9.
         learning_rate: the optimizer's, decayed by a cosine to 0 over the run.
         weight_decay: SGD's.
@@ -101,7 +102,8 @@ class StudentConfig:
         reduction: of the KL over classes: their mean (ZSKT), or their sum.
         attention: weight β of attention transfer.
         clip: largest global norm of a gradient.
-        evaluate_every: cycles between two evaluations on the test set; they inform, nothing is chosen by them.
+        evaluate_every: cycles between two evaluations on the test set; they inform, and choose `best/` beside the
+            run's result, which is always the last student.
         checkpoint_every: cycles between two checkpoints.
     """
 
@@ -140,7 +142,11 @@ class CleanKDConfig:
 
     Attributes:
         share: of the clean training set.
-        epochs, batch, learning_rate, momentum, weight_decay: SGD with a cosine.
+        epochs: passes over that share.
+        batch: images per step.
+        learning_rate: SGD's, decayed by a cosine to 0.
+        momentum: SGD's.
+        weight_decay: SGD's.
         temperature: T of the soft loss, which is scaled by T².
         soft: weight of the soft loss; the hard one has 1 − soft.
     """
@@ -173,15 +179,20 @@ class Preset:
     Attributes:
         name: of the preset.
         dataset: name of the data set that the teacher is trained and everything is evaluated on.
-        trigger: the default trigger.
+        trigger: the attack, unless others are named.
         method: data-free synthesis method; `synthesis` has its settings.
         dtype: compute dtype of the networks; parameters, statistics and losses are float32.
     """
 
     name: str
     dataset: str
-    trigger: str = "badnet_sq"
-    method: str = "zskt"
+    trigger: str = dataclasses.field(
+        default="badnet_sq", metadata={"help": f"the attack, unless others are named: {', '.join(ATTACKS)}"}
+    )
+    method: str = dataclasses.field(
+        default="zskt",
+        metadata={"help": f"what makes the images, with the settings `synthesis`: {', '.join(synthesis.names())}"},
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()

@@ -1,7 +1,8 @@
 """The data-free loop: one round is a cycle of synthesis updates, then student updates on the cycle's images.
 
-`distill_round` is the one function that is compiled, donated, sharded and exported. A round's images and teacher
-outputs are computed once, after the generator's update, and shared by all student updates.
+`distill_round` is the one function that is compiled, donated, sharded and exported. With ZSKT a round's images and
+teacher outputs are computed once, after the generator's update, and shared by all student updates; with the other
+methods, which are `fresh`, every student update has its own.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class DistillState:
 
 @struct.dataclass
 class Lesson:
-    """What the student learns from in one round.
+    """What the student learns from in one update, or in all of a round if they share it.
 
     Attributes:
-        images: synthesized, `[batch, height, width, channels]`.
+        images: from the synthesizer, `[batch, height, width, channels]`.
         logits: the teacher's.
         attention: the teacher's attention maps.
         weights: per image, from the defense.
@@ -109,7 +110,8 @@ class Distillation:
         """
         configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
         if preset.student.attention:
-            losses.check_attention_transfer(_student_shapes(preset, teacher), teacher)
+            student = jax.eval_shape(lambda key: fresh_student(key, preset, teacher), jax.random.key(0))
+            losses.check_attention_transfer(student, teacher)
         task = Task.of(
             teacher,
             batch=preset.student.batch,
@@ -191,15 +193,7 @@ class Distillation:
 
     def init(self, root: PRNGKeyArray, teacher: Network) -> DistillState:
         """A fresh student and synthesizer; the vaccine, if the defense has one, is drawn but not yet selected."""
-        student = models.create(
-            keys.stream(root, "init", 0),
-            self.preset.student.architecture,
-            num_classes=teacher.module.num_classes,
-            input_shape=teacher.input_shape,
-            mean=teacher.mean,
-            std=teacher.std,
-            dtype=self.preset.dtype,
-        )
+        student = fresh_student(keys.stream(root, "init", 0), self.preset, teacher)
         return DistillState(
             step=jnp.zeros((), jnp.int32),
             student=student,
@@ -257,8 +251,10 @@ class Distillation:
         )
 
 
-def _student_shapes(preset: configs.Preset, teacher: Network) -> Network:
-    return models.abstract(
+def fresh_student(key: PRNGKeyArray, preset: configs.Preset, teacher: Network) -> Network:
+    """A student with the teacher's classes, image shape and normalization."""
+    return models.create(
+        key,
         preset.student.architecture,
         num_classes=teacher.module.num_classes,
         input_shape=teacher.input_shape,

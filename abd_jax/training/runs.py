@@ -27,7 +27,7 @@ from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
 from abd_jax.training import teacher as supervised
 from abd_jax.training.checks import NO_DATA
-from abd_jax.training.distill import Distillation, Screens
+from abd_jax.training.distill import Distillation, Screens, fresh_student
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.metrics import began
 from abd_jax.training.run_directory import RunDirectory
@@ -185,7 +185,7 @@ def train_clean_student(
         crop=preset.teacher.crop,
         flip=dataset.flip,
     )
-    student = _fresh_student(preset, teacher, root)
+    student = fresh_student(keys.stream(root, "init"), preset, teacher)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
     loss = supervised.SoftLabels(settings.temperature, settings.soft)
     steps = _supervised_steps(
@@ -200,18 +200,6 @@ def train_clean_student(
     checkpoint.save_network(directory.path / "network", state.network, preset.student.architecture, notes)
     rates = evaluation.evaluate(state.network, test)
     return directory.finish(stage.row(preset, trigger, seed, "student", "clean_kd", started, rates))
-
-
-def _fresh_student(preset: configs.Preset, teacher: Network, root: Array) -> Network:
-    return models.create(
-        keys.stream(root, "init"),
-        preset.student.architecture,
-        num_classes=teacher.module.num_classes,
-        input_shape=teacher.input_shape,
-        mean=teacher.mean,
-        std=teacher.std,
-        dtype=preset.dtype,
-    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -236,11 +224,11 @@ def distill_student(
 ) -> stage.Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
-    The data set and the trigger serve evaluation alone: nothing that is learned or chosen depends on them. Without
-    them, both None, the row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside;
-    with `profile` a trace of a few rounds is written beside the events for TensorBoard; `classes` are the names of the
-    teacher's classes, where no data set tells them. Beside the network stands what the defense came to, see
-    `Distillation.verdict`.
+    The data set and the trigger serve evaluation alone: what is learned, `network/`, does not depend on them, and the
+    row is of it; accuracy on the test set chooses only what is kept apart in `best/`. Without them, both None, the
+    row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside; with `profile` a trace
+    of a few rounds is written beside the events for TensorBoard; `classes` are the names of the teacher's classes,
+    where no data set tells them. Beside the network stands what the defense came to, see `Distillation.verdict`.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.

@@ -145,6 +145,13 @@ def test_the_anomaly_by_hand_and_what_it_decides():
         np.testing.assert_array_equal(found.trigger.mask, drawn(0).mask * used)
 
 
+def test_the_anomalies_count_factors():
+    sizes = np.asarray([5.0, 40.0, 44.0, 38.0, 50.0])
+    expected = np.log(40 / sizes) / (1.4826 * np.log(1.1))
+    np.testing.assert_allclose(trigger_inversion.anomalies(sizes), expected, rtol=1e-5, atol=1e-6)
+    assert not trigger_inversion.anomalies(np.asarray([3.0, 3.0, 3.0])).any()
+
+
 def test_on_the_host_and_on_the_device_it_is_the_same_search(monkeypatch):
     config = InversionConfig(steps=3, images=BATCH)
     host = dispatch.invert_triggers(config, jax.random.key(0), TEACHER, IMAGES)

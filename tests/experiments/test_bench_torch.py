@@ -11,12 +11,12 @@ from abd_jax import losses
 from abd_jax.defenses import self_retrospection, shuffling_vaccine
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
-from abd_jax.interop.pytorch import wide_resnet_to_torch
 from abd_jax.models import Generator
 from abd_jax.screening import accept_all
 from abd_jax.synthesis import cmi, inversion
 from abd_jax.synthesis.cmi import CMIConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
+from tests.interop.wide_resnets import wide_resnet_to_torch
 from tests.models.test_wide_resnet_torch import ours, torch_network
 from tests.networks import MEAN, STD, images, randomized
 

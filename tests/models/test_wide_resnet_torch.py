@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax.interop.pytorch import wide_resnet_from_torch, wide_resnet_to_torch
 from abd_jax.models import Network, build
+from tests.interop.wide_resnets import wide_resnet_from_torch, wide_resnet_to_torch
 from tests.networks import MEAN, STD, images
 
 pytestmark = pytest.mark.torch

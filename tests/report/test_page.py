@@ -314,12 +314,6 @@ def test_verdicts():
     assert page.verdict(vaccine(enabled=False, trials=8)).startswith("Rejected: none of the 8 draws reached")
 
 
-def test_the_anomaly_index_counts_factors():
-    sizes = np.asarray([5.0, 40.0, 44.0, 38.0, 50.0])
-    np.testing.assert_allclose(page.anomaly(sizes), np.log(40 / sizes) / (1.4826 * np.log(1.1)))
-    assert not page.anomaly(np.asarray([3.0, 3.0, 3.0])).any()
-
-
 def test_suspicions(reproduce):
     run = read(reproduce(defenses=()))
     blank = np.zeros((5, 2, 2, 1))
