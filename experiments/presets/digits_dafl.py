@@ -16,5 +16,5 @@ PRESET = dataclasses.replace(
     name="digits-dafl",
     method="dafl",
     student=dataclasses.replace(digits.PRESET.student, cycles=300, updates=5),
-    synthesis=DAFLConfig(features=64),
+    synthesis=DAFLConfig(features=64, batch_norm=0.1),
 )

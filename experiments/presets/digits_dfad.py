@@ -16,5 +16,5 @@ PRESET = dataclasses.replace(
     name="digits-dfad",
     method="dfad",
     student=dataclasses.replace(digits.PRESET.student, cycles=300, updates=5, loss="l1"),
-    synthesis=DFADConfig(features=64),
+    synthesis=DFADConfig(features=64, batch_norm=0.03),
 )
