@@ -3,7 +3,9 @@
     python -m experiments reproduce digits-dfad --out runs/digits-dfad
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+are those of `digits`.
+
+Batch normalization's distance, which DFAD does not have, is DFQ's. Not measured yet.
 """
 
 import dataclasses
