@@ -5,7 +5,7 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits`; the hunt takes as many steps per student update as there.
 
-From a clean teacher, seed 10: ACC 0.911; 6 CPU seconds a cycle on one core.
+From a clean teacher, seed 10: ACC 0.911, in 349 s of a machine with 25 processes to its two cores.
 """
 
 import dataclasses
