@@ -42,8 +42,6 @@ class OODConfig(SynthesisConfig):
         contrast: largest change of its factor, 1.
         saturation: largest change of its factor, 1.
         hue: largest offset on the hue's circle, whose length is 1.
-        standardize: whether each patch is brought to the teacher's mean and standard deviation per channel (ours), for
-            teachers whose images are unlike photographs in brightness and contrast.
         cutmix: both parameters of CutMix's Beta distribution; 0: no CutMix.
     """
 
@@ -58,7 +56,6 @@ class OODConfig(SynthesisConfig):
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
-    standardize: bool = False
     cutmix: float = 0.25
 
     def __post_init__(self) -> None:
@@ -175,15 +172,6 @@ def cutmix(
     return jnp.where(mask, images[jax.random.permutation(order_key, batch)], images)
 
 
-def standardized(
-    images: Float[Array, "batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "batch height width channels"]:
-    """Each image shifted and scaled, per channel, to that mean and standard deviation over its pixels; then clipped."""
-    center, spread = images.mean(axis=(1, 2), keepdims=True), images.std(axis=(1, 2), keepdims=True)
-    flat = 0.02  # a patch of sky stays a patch of sky
-    return jnp.clip((images - center) / (spread + flat) * jnp.asarray(std) + jnp.asarray(mean), 0.0, 1.0)
-
-
 @struct.dataclass
 class OODState:
     """The picture.
@@ -224,6 +212,4 @@ class OOD:
         images = self.task.shard(recolor(color, images, config))
         if self.task.image_shape[2] == 1:
             images = (images @ jnp.asarray(_LUMA))[..., None]
-        if config.standardize:
-            images = standardized(images, self.task.mean, self.task.std)
         return cutmix(mix, images, config.cutmix) if config.cutmix else images

@@ -3,7 +3,10 @@
     python -m experiments reproduce digits-cmi --out runs/digits-cmi
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+are those of `digits`; the hunt takes as many steps per student update as there.
+
+Not run to the end yet: from a clean teacher, seed 10, a run of 20 cycles had ACC 0.933 at cycle 9 and 0.922 at
+cycle 11, where it was stopped; 7.5 CPU seconds a cycle on one core.
 """
 
 import dataclasses

@@ -3,7 +3,10 @@
     python -m experiments reproduce digits-dafl --out runs/digits-dafl
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+are those of `digits`.
+
+Batch normalization's distance, which DAFL does not have, is DFQ's. Half as many cycles gave, from a clean teacher, seed
+10, ACC 0.822, which is under the bar of 0.85; the preset's own number is not known yet. 0.5 CPU seconds a cycle.
 """
 
 import dataclasses
@@ -16,5 +19,5 @@ PRESET = dataclasses.replace(
     name="digits-dafl",
     method="dafl",
     student=dataclasses.replace(digits.PRESET.student, cycles=300, updates=5),
-    synthesis=DAFLConfig(features=64),
+    synthesis=DAFLConfig(features=64, batch_norm=0.1),
 )

@@ -3,7 +3,10 @@
     python -m experiments reproduce digits-dfq --out runs/digits-dfq
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+are those of `digits`.
+
+Not run to the end yet: from a clean teacher, seed 10, a run of 150 cycles had ACC 0.872 at cycle 108, where it was
+stopped; 0.6 CPU seconds a cycle on one core.
 """
 
 import dataclasses

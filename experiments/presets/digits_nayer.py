@@ -3,7 +3,10 @@
     python -m experiments reproduce digits-nayer --out runs/digits-nayer
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`. Its settings were chosen by budget alone: no result has been measured yet.
+are those of `digits`; the hunt takes as many steps per student update as there.
+
+Not run to the end yet: from a clean teacher, seed 10, a run of 20 cycles had ACC 0.942 at cycle 8, where it was
+stopped; 7 CPU seconds a cycle on one core.
 """
 
 import dataclasses
