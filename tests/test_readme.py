@@ -7,7 +7,10 @@ import jax
 import pytest
 
 from abd_jax import synthesis
+from experiments import console
 from experiments.__main__ import COMMANDS
+from experiments.commands._common import with_preset
+from experiments.commands.reproduce import Reproduce
 from experiments.presets import presets
 from tests.synthesis import small
 
@@ -33,6 +36,26 @@ def test_what_readme_names_exists():
         assert name in presets(), name
     for path in re.findall(r"docs/[\w/.]+\w", README):
         assert (TOP / path).exists(), path
+
+
+def test_readmes_commands_and_options_are_taken(capsys):
+    """Each command's options stand in its help; those that are the example act on the preset."""
+    for command, words in re.findall(r"python -m experiments (\w+)([^`]*)`", README):
+        options = set(re.findall(r"--[\w.-]+", words.replace("PRESET", "")))
+        try:
+            console.run(
+                COMMANDS, [command, *(["digits"] if "PRESET" in words and "[PRESET" not in words else []), "--help"]
+            )
+        except SystemExit:
+            pass
+        shown = capsys.readouterr().out
+        if command != "datasets":  # whose `prepare` has the option
+            assert {option for option in options if option not in shown} == set(), command
+    (example,) = re.findall(r"is an option: `([^`]+)`", README)
+    found = with_preset(Reproduce, ["digits", "--out", "x", *example.split()], prog="", description="").preset
+    known = presets()["digits"]
+    assert found.vaccine.class_balance != known.vaccine.class_balance and found.vaccine.alpha == 0
+    assert found.student != known.student and found.retrospection.portion != known.retrospection.portion
 
 
 @pytest.mark.optax

@@ -57,7 +57,7 @@ class TeacherConfig:
         batch: images per step.
         learning_rate: SGD's, decayed by a cosine to 0.
         momentum: SGD's.
-        weight_decay: SGD's, of every parameter.
+        weight_decay: SGD's.
         crop: zero padding of the random crop, in pixels.
         poison_rate: share of the training set that is poisoned.
         target: the attacker's class.

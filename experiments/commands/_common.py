@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from abd_jax.interop.description import Description
 from abd_jax.training import checkpoint, processes, speed, stage
@@ -125,6 +128,29 @@ def with_preset(
     if parsed.preset.name != preset.name:
         raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
     return parsed  # type: ignore[no-any-return]
+
+
+def hiding(hidden: Mapping[type, Container[str]]) -> ConstructorRegistry:
+    """Within, options that have no effect are taken but not shown by `--help`.
+
+    Args:
+        hidden: a dataclass of settings → the names of its fields that are hidden.
+    """
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def rule(settings: StructTypeInfo) -> StructConstructorSpec | None:
+        if settings.type not in hidden:
+            return None
+        types, fields = get_type_hints(settings.type), []
+        helps = {said.arg_name: said.description for said in parse_from_object(settings.type).params}
+        for name, kind in types.items():
+            if name in hidden[settings.type]:
+                kind = tyro.conf.Suppress[kind]
+            fields.append(StructFieldSpec(name, kind, getattr(settings.default, name), helps.get(name)))
+        return StructConstructorSpec(settings.type, tuple(fields))
+
+    return registry
 
 
 def of_method(preset: Preset, method: str) -> Preset:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from abd_jax import data
+from abd_jax.defenses.rivals import Rivals
 from abd_jax.interop.teacher import read_described
 from abd_jax.settings import check_seeds
 from abd_jax.training import checks, config, processes, runs
@@ -17,6 +21,7 @@ from experiments.commands._common import (
     Several,
     Together,
     existing,
+    hiding,
     print_speed,
     progress,
     warn,
@@ -55,7 +60,8 @@ class Distill:
 
 def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
-    options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
+    with hiding(_without_effect(argv)):
+        options = with_preset(Distill, argv, prog="distill", description="Distil one student, without data.")
     options.several.join()
     devices = processes.over(options.devices)
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
@@ -65,6 +71,7 @@ def main(argv: list[str]) -> None:
         dataset, reason = (None, reason) if reason else _load(preset.dataset)
     else:
         preset, reason = checks.fit_to_teacher(options.preset, teacher, notes), ""
+        _agree(argv, options.preset, notes)
         dataset = data.load(preset.dataset)
     classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
     checks.check_student(preset, dataset, teacher, options.defense, classes, devices)
@@ -107,6 +114,25 @@ def main(argv: list[str]) -> None:
             "nothing tells which trigger this teacher was poisoned with, if any",
             highlight=False,
         )
+
+
+def _without_effect(argv: list[str]) -> dict[type, Container[str]]:
+    """Settings of the teacher's training, and of defenses that `argv` does not name."""
+    said = {word.split("=")[-1] for word in argv}
+    others = {"clean_kd": config.CleanKDConfig} | {field.name: type(field.default) for field in fields(Rivals)}
+    hidden = {kind: [field.name for field in fields(kind)] for name, kind in others.items() if name not in said}
+    used = ("target", "crop") if "clean_kd" in said else ("target",)
+    return {**hidden, config.TeacherConfig: [f.name for f in fields(config.TeacherConfig) if f.name not in used]}
+
+
+def _agree(argv: list[str], preset: config.Preset, notes: Mapping[str, Any]) -> None:
+    """Raises ValueError if `argv` says another trigger or target than the directory of the teacher."""
+    for option, said, known in (
+        ("--trigger", preset.trigger, notes["trigger"]),
+        ("--teacher.target", preset.teacher.target, notes["target"]),
+    ):
+        if said != known and any(word.split("=")[0] == option for word in argv):
+            raise ValueError(f"{option} {said}: allowed is {known}, which this teacher was poisoned with")
 
 
 def _load(name: str) -> tuple[data.Dataset | None, str]:

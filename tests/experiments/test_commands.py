@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,13 @@ BAD_INPUT = [
     ([*DISTILL, "/nowhere"], "no network here"),
     ([*DISTILL, "NETWORK", "--defense", "all"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
     ([*DISTILL, "NETWORK"], "is of data set 'svhn'"),
+    ([*DISTILL, "OURS", "--trigger", "badnet_sq"], "--trigger badnet_sq: allowed is blend, which this teacher was poi"),
+    ([*DISTILL, "OURS", "--teacher.target=3"], "--teacher.target 3: allowed is 0, which this teacher was poisoned wit"),
+    (
+        ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv"],
+        "defense sv: with method ood this vaccine would change nothing; say --vaccine.student-weights paper",
+    ),
+    ([*REPRODUCE, "--vaccine.no-censor", "--vaccine.class-balance", "0"], "defense abd: with method zskt this vaccine"),
     ([*DISTILL, "/nowhere", "--arch", "wrn-10-1"], "no such file; architecture can be said of a file alone"),
     ([*DISTILL, "NETWORK", "--num-classes", "10"], "num_classes can be said of a file alone"),
     ([*DISTILL, "FILE"], "no safetensors, PyTorch or Flax msgpack file"),
@@ -202,6 +210,9 @@ def places(tmp_path_factory):
     checkpoint.save_network(
         top / "network", network(classes=10), "wrn-10-1", {"dataset": "svhn", "trigger": "blend", "target": 0}
     )
+    facts = {"dataset": "digits", "trigger": "blend", "target": 0}
+    checkpoint.save_network(top / "digits", network(classes=10, shape=(16, 16, 1)), "wrn-10-1", facts)
+    (top / "rgb.safetensors").write_bytes(export.to_safetensors(network(classes=10, shape=(8, 8, 3)), "wrn-10-1"))
     (top / "file").write_text("")
     ours = network(classes=10)
     spoiled = ours.replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, ours.variables))
@@ -225,6 +236,8 @@ def places(tmp_path_factory):
         "LINK": str(top / "link"),
         "NETWORK": str(top / "network"),
         "WEIGHTS": str(top / "ours.safetensors"),
+        "OURS": str(top / "digits"),
+        "RGB": str(top / "rgb.safetensors"),
         "BARE": str(top / "bare.bin"),
         "NAN": str(top / "nan"),
         "CUT": str(top / "cut"),
@@ -366,6 +379,48 @@ def test_every_command_explains_itself(command, capsys):
     assert stop is None or stop.value.code in (0, None)
     said = capsys.readouterr().out
     assert "usage" in said and command in said
+
+
+def helped(capsys, *argv):
+    with pytest.raises(SystemExit):
+        console.run(COMMANDS, [*argv, "--help"])
+    return " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def test_help_lists_every_attack_and_method(capsys):
+    from abd_jax import synthesis
+    from abd_jax.attacks.attack import ATTACKS
+
+    said = helped(capsys, "distill", "digits")
+    assert f": {', '.join(ATTACKS)} (default: badnet_sq)" in said
+    assert f": {', '.join(synthesis.names())} (default: zskt)" in said
+    assert set(synthesis.METHODS) <= set(synthesis.names())
+
+
+def test_distill_shows_no_option_that_has_no_effect_there(capsys):
+    said = helped(capsys, "distill", "digits")
+    assert "--teacher.target" in said and "the attacker's class" in said and "--student.cycles" in said
+    assert not re.search(r"--teacher\.(?!target)|--clean-kd|--rivals", said)
+    assert "--teacher.epochs" in helped(capsys, "reproduce", "digits")
+    with_data = helped(capsys, "distill", "digits", "--defense", "clean_kd")
+    assert "--clean-kd.share" in with_data and "--teacher.crop" in with_data and "--rivals" not in with_data
+    rival = helped(capsys, "distill", "digits", "--defense=nad")
+    assert "--rivals.nad.steps" in rival and "--rivals.dhbe" not in rival
+
+
+@pytest.mark.parametrize("method", ["zskt", "cmi", "ood", "deep_inversion", "nayer"])
+def test_every_option_of_a_preset_has_its_help(method):
+    from tyro import _docstrings
+
+    def without(settings, prefix=""):
+        for field in dataclasses.fields(settings):
+            value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+            if dataclasses.is_dataclass(value):
+                yield from without(value, f"{name}.")
+            elif not (field.metadata.get("help") or _docstrings.get_field_docstring(type(settings), field.name, ())):
+                yield name
+
+    assert list(without(presets.presets()["digits"].with_method(method))) == []
 
 
 class _nothing:
