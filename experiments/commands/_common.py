@@ -142,12 +142,12 @@ def hiding(hidden: Mapping[type, Container[str]]) -> ConstructorRegistry:
     def rule(settings: StructTypeInfo) -> StructConstructorSpec | None:
         if settings.type not in hidden:
             return None
-        types, fields = get_type_hints(settings.type), []
+        types: dict[str, Any] = get_type_hints(settings.type)
+        fields = []
         helps = {said.arg_name: said.description for said in parse_from_object(settings.type).params}
         for name, kind in types.items():
-            if name in hidden[settings.type]:
-                kind = tyro.conf.Suppress[kind]
-            fields.append(StructFieldSpec(name, kind, getattr(settings.default, name), helps.get(name)))
+            shown: Any = Annotated[kind, tyro.conf.Suppress] if name in hidden[settings.type] else kind
+            fields.append(StructFieldSpec(name, shown, getattr(settings.default, name), helps.get(name)))
         return StructConstructorSpec(settings.type, tuple(fields))
 
     return registry

@@ -119,7 +119,9 @@ def main(argv: list[str]) -> None:
 def _without_effect(argv: list[str]) -> dict[type, Container[str]]:
     """Settings of the teacher's training, and of defenses that `argv` does not name."""
     said = {word.split("=")[-1] for word in argv}
-    others = {"clean_kd": config.CleanKDConfig} | {field.name: type(field.default) for field in fields(Rivals)}
+    others: dict[str, Any] = {"clean_kd": config.CleanKDConfig} | {
+        field.name: type(field.default) for field in fields(Rivals)
+    }
     hidden = {kind: [field.name for field in fields(kind)] for name, kind in others.items() if name not in said}
     used = ("target", "crop") if "clean_kd" in said else ("target",)
     return {**hidden, config.TeacherConfig: [f.name for f in fields(config.TeacherConfig) if f.name not in used]}
