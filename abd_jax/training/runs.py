@@ -646,11 +646,11 @@ def _repair(directory: RunDirectory, run: Distillation, root: Array, state: Any,
 
 def _spill(directory: RunDirectory, preset: configs.Preset, step: int, synthesizer: Any) -> None:
     """Keeps a round's new images in `bank/`, one file a round, if the bank's settings say so; waits for the device."""
-    settings = getattr(preset.synthesis, "bank", None)
-    if settings is None or not settings.spill:
+    settings: Any = preset.synthesis
+    if not hasattr(settings, "bank") or not settings.bank.spill:
         return
     (directory.path / "bank").mkdir(exist_ok=True)
-    images = banks.newest(synthesizer.bank, preset.synthesis.batch)[::-1]
+    images = banks.newest(synthesizer.bank, settings.batch)[::-1]
     write_arrays(directory.path / "bank" / f"{step:06d}.npz", images=images)
 
 
