@@ -38,7 +38,8 @@ class GenerativeConfig(SynthesisConfig):
         latent: dimension of the latent vectors.
         features: channels of the generator's inner layers.
         updates: generator updates per cycle.
-        learning_rate: Adam's, β (0.5, 0.999).
+        learning_rate: Adam's, β (0.5, 0.999), decayed by a cosine to 0 over the run: one that stays runs away from a
+            student whose own decays.
         one_hot: weight of the cross-entropy with the teacher's own decision.
         activation: weight of the mean magnitude of the teacher's embedding.
         balance: weight of the entropy of the batch's mean softmax.
@@ -166,4 +167,5 @@ class Generative:
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(self.config.learning_rate, b1=0.5)
+        steps = self.task.cycles * self.config.updates
+        return optax.adam(optax.cosine_decay_schedule(self.config.learning_rate, steps), b1=0.5)

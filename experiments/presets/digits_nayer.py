@@ -5,8 +5,7 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits`; the hunt takes as many steps per student update as there.
 
-Not run to the end yet: from a clean teacher, seed 10, a run of 20 cycles had ACC 0.942 at cycle 8, where it was
-stopped; 7 CPU seconds a cycle on one core.
+From a clean teacher, seed 10: ACC 0.917; 7 CPU seconds a cycle on one core.
 """
 
 import dataclasses

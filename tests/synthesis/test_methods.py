@@ -39,7 +39,7 @@ TRUE_TO_STATISTICS = tuple(name for name in SURE if name != "dafl")
 
 
 def make(name):
-    return synthesis.create(CONFIGS[name], small.task(batch=BATCH))
+    return synthesis.create(CONFIGS[name], small.task(batch=BATCH, cycles=4 * UPDATES))
 
 
 def seen(own, state):
