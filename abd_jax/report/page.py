@@ -421,7 +421,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                 seed=student.seed,
                 network=network_name("student", student.defense),
                 verdict=suspicion(run, found),
-                stands_out=bool(anomalies[found.suspect] >= _bar(run)),
+                stands_out=bool(indices[found.suspect] >= _bar(run)),
                 sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
                 width=pictures.shape[2],
                 triggers=[
