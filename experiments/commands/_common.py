@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import tyro
-from docstring_parser import parse_from_object
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from abd_jax.interop.description import Description
 from abd_jax.training import checkpoint, processes, speed, stage
@@ -128,29 +125,6 @@ def with_preset(
     if parsed.preset.name != preset.name:
         raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
     return parsed  # type: ignore[no-any-return]
-
-
-def hiding(hidden: Mapping[type, Container[str]]) -> ConstructorRegistry:
-    """Within, options that have no effect are taken but not shown by `--help`.
-
-    Args:
-        hidden: a dataclass of settings → the names of its fields that are hidden.
-    """
-    registry = ConstructorRegistry()
-
-    @registry.struct_rule
-    def rule(settings: StructTypeInfo) -> StructConstructorSpec | None:
-        if settings.type not in hidden:
-            return None
-        types: dict[str, Any] = get_type_hints(settings.type)
-        fields = []
-        helps = {said.arg_name: said.description for said in parse_from_object(settings.type).params}
-        for name, kind in types.items():
-            shown: Any = Annotated[kind, tyro.conf.Suppress] if name in hidden[settings.type] else kind
-            fields.append(StructFieldSpec(name, shown, getattr(settings.default, name), helps.get(name)))
-        return StructConstructorSpec(settings.type, tuple(fields))
-
-    return registry
 
 
 def of_method(preset: Preset, method: str) -> Preset:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from abd_jax import data
-from abd_jax.defenses.rivals import Rivals
 from abd_jax.interop.teacher import read_described
 from abd_jax.settings import check_seeds
 from abd_jax.training import checks, config, processes, runs
@@ -21,7 +19,6 @@ from experiments.commands._common import (
     Several,
     Together,
     existing,
-    hiding,
     print_speed,
     progress,
     warn,
@@ -60,8 +57,7 @@ class Distill:
 
 def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
-    with hiding(_without_effect(argv)):
-        options = with_preset(Distill, argv, prog="distill", description="Distil one student, without data.")
+    options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
     options.several.join()
     devices = processes.over(options.devices)
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
@@ -114,17 +110,6 @@ def main(argv: list[str]) -> None:
             "nothing tells which trigger this teacher was poisoned with, if any",
             highlight=False,
         )
-
-
-def _without_effect(argv: list[str]) -> dict[type, Container[str]]:
-    """Settings of the teacher's training, and of defenses that `argv` does not name."""
-    said = {word.split("=")[-1] for word in argv}
-    others: dict[str, Any] = {"clean_kd": config.CleanKDConfig} | {
-        field.name: type(field.default) for field in fields(Rivals)
-    }
-    hidden = {kind: [field.name for field in fields(kind)] for name, kind in others.items() if name not in said}
-    used = ("target", "crop") if "clean_kd" in said else ("target",)
-    return {**hidden, config.TeacherConfig: [f.name for f in fields(config.TeacherConfig) if f.name not in used]}
 
 
 def _agree(argv: list[str], preset: config.Preset, notes: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ def test_results_are_what_the_contract_says(rows):
         fixed = (row["preset"], row["dataset"], row["method"], row["trigger"], row["seed"])
         assert fixed == ("digits", "digits", "zskt", "badnet_sq", 0)
         assert all(0 <= row[rate] <= 1 for rate in ("acc", "asr", "ra")) and row["seconds"] > 0
-        assert row["asr"] + row["ra"] <= 1
+        assert row["asr"] + row["ra"] <= 1 + 1e-6  # shares in float32
 
 
 class Page(HTMLParser):

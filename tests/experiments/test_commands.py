@@ -397,17 +397,6 @@ def test_help_lists_every_attack_and_method(capsys):
     assert set(synthesis.METHODS) <= set(synthesis.names())
 
 
-def test_distill_shows_no_option_that_has_no_effect_there(capsys):
-    said = helped(capsys, "distill", "digits")
-    assert "--teacher.target" in said and "the attacker's class" in said and "--student.cycles" in said
-    assert not re.search(r"--teacher\.(?!target)|--clean-kd|--rivals", said)
-    assert "--teacher.epochs" in helped(capsys, "reproduce", "digits")
-    with_data = helped(capsys, "distill", "digits", "--defense", "clean_kd")
-    assert "--clean-kd.share" in with_data and "--teacher.crop" in with_data and "--rivals" not in with_data
-    rival = helped(capsys, "distill", "digits", "--defense=nad")
-    assert "--rivals.nad.steps" in rival and "--rivals.dhbe" not in rival
-
-
 @pytest.mark.parametrize("method", ["zskt", "cmi", "ood", "deep_inversion", "nayer"])
 def test_every_option_of_a_preset_has_its_help(method):
     from tyro import _docstrings
@@ -459,10 +448,15 @@ def test_attacks_are_listed(capsys):
 def test_triggers_are_drawn(tmp_path, capsys):
     from PIL import Image
 
+    from abd_jax.attacks.page import GAP
+
     argv = ["triggers", "digits", "--triggers", "blend", "badnet_sq", "--out", str(tmp_path / "page")]
     assert console.run(COMMANDS, argv) == 0
     with Image.open(tmp_path / "page" / "triggers.png") as picture:
-        assert picture.size[1] == 20 + 2 * 70
+        two = picture.size
+    assert console.run(COMMANDS, [*argv[:3], "blend", *argv[5:]]) == 0
+    with Image.open(tmp_path / "page" / "triggers.png") as picture:
+        assert picture.size[0] == two[0] and two[1] - picture.size[1] == 64 + GAP  # 16 pixels, four times as large
 
 
 def test_a_folder_of_teachers_is_tabulated(tmp_path, capsys):
