@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from abd_jax.data.catalog import Info
 from abd_jax.data.download import download
-from abd_jax.data.readers import Arrays
+from abd_jax.data.readers import Arrays, find_prepared, read_prepared
 
 VARIABLE = "ABD_JAX_DATA"
 MANIFEST = "manifest.json"
@@ -61,7 +61,8 @@ def prepare(info: Info, source: Path | None = None) -> Path:
 
     Args:
         info: of the data set.
-        source: directory (or archive) with the original files; None: they are downloaded.
+        source: directory (or archive) with the original files, or what TFDS has prepared as `array_record` (its
+            `data_dir`, or the version's directory); None: the files are downloaded.
 
     Raises:
         FileNotFoundError: a file is not in `source`.
@@ -81,7 +82,8 @@ def prepare(info: Info, source: Path | None = None) -> Path:
     except OSError as error:
         raise OSError(f"{directory}: cannot be written ({error.strerror}); set {VARIABLE} to another place") from error
     with staging as name:
-        arrays = info.read(source or download(info, Path(name) / "download"))
+        made = find_prepared(info.name, source) if source else None
+        arrays = read_prepared(made) if made else info.read(source or download(info, Path(name) / "download"))
         check(info, arrays)
         try:
             return _write(arrays, Path(name), target)

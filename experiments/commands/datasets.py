@@ -25,7 +25,7 @@ class Prepare:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Of the data set."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
-    """Directory (or archive) with the original files; without it they are downloaded."""
+    """Directory (or archive) with the original files, or TFDS's data_dir; without it they are downloaded."""
 
 
 def main(argv: list[str]) -> None:

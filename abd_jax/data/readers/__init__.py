@@ -8,5 +8,6 @@ from abd_jax.data.readers.common import Arrays
 from abd_jax.data.readers.gtsrb import read_gtsrb
 from abd_jax.data.readers.idx import read_idx
 from abd_jax.data.readers.svhn import read_svhn
+from abd_jax.data.readers.tfds import find_prepared, read_prepared
 
-__all__ = ["Arrays", "read_cifar", "read_gtsrb", "read_idx", "read_svhn"]
+__all__ = ["Arrays", "find_prepared", "read_cifar", "read_gtsrb", "read_idx", "read_prepared", "read_svhn"]
