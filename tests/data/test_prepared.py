@@ -141,7 +141,7 @@ def test_a_file_that_the_system_refuses_to_let_grow_leaves_nothing(cache, source
         "try: data.prepare(originals.tiny('mnist', 20, 12), Path(sys.argv[1]))\n"
         "except OSError as error: print(error)"
     )
-    command = [sys.executable, "-c", code, str(source)]
+    command = [sys.executable, "-B", "-c", code, str(source)]  # -B: bytecode would be cut too, for whoever imports next
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "cannot be written" in done.stdout
     assert list(cache.iterdir()) == []
