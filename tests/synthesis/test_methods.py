@@ -63,6 +63,32 @@ def test_the_teacher_becomes_surer_and_sees_its_own_statistics(name):
     assert all(np.isfinite(value) for row in history for value in row.values())
 
 
+@pytest.mark.parametrize("name", ["zskt", "dfad"])
+def test_what_looks_for_disagreement_finds_sure_answers_unless_held_to_the_statistics(name):
+    """Their published losses ask for neither: confidence comes with disagreement, the statistics by a term of ours."""
+    free, held = (dataclasses.replace(CONFIGS[name], learning_rate=0.02, batch_norm=weight) for weight in (0.0, 2.0))
+    moved = {}
+    for config in (free, held):
+        own = synthesis.create(config, small.task(batch=BATCH, cycles=4 * UPDATES))
+        before = own.init(jax.random.key(0))
+        after, history = small.run(own, before, 2 * UPDATES)
+        moved[config] = (*seen(own, before), *seen(own, after))
+        if config is free:
+            assert history[-1]["generator/disagreement"] > 1.4 * history[0]["generator/disagreement"]
+    confidence, _, confidence_after, _ = moved[free]
+    assert confidence_after > confidence + 0.05, (confidence, confidence_after)
+    _, distance, _, distance_after = moved[held]
+    assert distance_after < 0.8 * distance, (distance, distance_after)
+
+
+def test_ood_optimizes_nothing():
+    """So neither the teacher's confidence nor its statistics can move: a photograph is what it is."""
+    own = make("ood")
+    before = own.init(jax.random.key(0))
+    after, _ = small.run(own, before, 2)
+    assert seen(own, before) == seen(own, after)
+
+
 def test_every_method_is_tried_here():
     assert set(CONFIGS) == set(synthesis.METHODS)
 
