@@ -46,7 +46,8 @@ class RetrospectionConfig:
             (`normalized`, ours): these concentrate δ on the few pixels that matter most, as a trigger does.
         ascent_rate: its learning rate.
         ascent_steps: its steps.
-        ascent_share: share of the batch on which δ is found (ours; 1: all of it, as published).
+        ascent_share: share of the batch on which δ is found, or on which a trigger is hunted (ours; 1: all of it, as
+            published).
         epsilon: largest L2 norm of δ; 0 for none.
         pixels: δ keeps only so many pixels, those of largest magnitude, after every step (ours; 0: all of them): a
             dense δ finds directions to which every network is sensitive before it finds a local trigger.
@@ -101,6 +102,10 @@ class RetrospectionConfig:
         exact = self.portion * batch
         return int(exact) if self.round_down else max(1, round(exact))
 
+    def seen(self, batch: int) -> int:
+        """On how many images of a batch δ, or a trigger, is sought."""
+        return max(2, round(self.ascent_share * batch))
+
 
 def paste_some(
     config: RetrospectionConfig,
@@ -140,7 +145,8 @@ def hunt(
     afresh = step % (config.hunt * config.restart) == 0
     begun = trigger_inversion.begin(inversion, student.input_shape)
     search = jax.tree.map(functools.partial(jnp.where, afresh), begun, backdoor.hunt)
-    search = trigger_inversion.advance(inversion, search, student, images[: inversion.images], backdoor.target, key)
+    images = images[: min(inversion.images, config.seen(images.shape[0]))]
+    search = trigger_inversion.advance(inversion, search, student, images, backdoor.target, key)
     return dataclasses.replace(backdoor, hunt=search)
 
 
@@ -193,7 +199,7 @@ def begin_ascent(
 ) -> Ascent:
     """δ at its start, σ·N(0, 1) or zeros, and f(x), which does not change on the way."""
     network, norm = _source(config, student, teacher)
-    images = images[: max(2, round(config.ascent_share * images.shape[0]))]
+    images = images[: config.seen(images.shape[0])]
     scale = config.sigma if config.start == "noise" else 0.0
     delta = scale * jax.random.normal(key, images.shape[1:])
     return Ascent(delta, ascent_rule(config).init(delta), images, network(images, norm).logits)

@@ -128,13 +128,11 @@ def with_preset(
 
 
 def of_method(preset: Preset, method: str) -> Preset:
-    """The preset of that name for another method, `digits-cmi` for `digits`, or else its method's default settings.
+    """The preset of that name for a method, `digits-cmi` for `digits`, or else the method's default settings in it.
 
     Raises:
         ValueError: unknown method.
     """
-    if method == preset.method:
-        return preset
     return presets.presets().get(f"{preset.name}-{method.replace('_', '-')}") or preset.with_method(method)
 
 

@@ -3,7 +3,7 @@
     python -m experiments reproduce digits-dfad --out runs/digits-dfad
 
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
-are those of `digits`.
+are those of `digits-zskt`.
 
 Batch normalization's distance, which DFAD does not have, is DFQ's. Not measured yet.
 """
@@ -11,12 +11,12 @@ Batch normalization's distance, which DFAD does not have, is DFQ's. Not measured
 import dataclasses
 
 from abd_jax.synthesis.dfad import DFADConfig
-from experiments.presets import digits
+from experiments.presets import digits_zskt
 
 PRESET = dataclasses.replace(
-    digits.PRESET,
+    digits_zskt.PRESET,
     name="digits-dfad",
     method="dfad",
-    student=dataclasses.replace(digits.PRESET.student, cycles=300, updates=5, loss="l1"),
+    student=dataclasses.replace(digits_zskt.PRESET.student, cycles=250, updates=5, loss="l1"),
     synthesis=DFADConfig(features=64, batch_norm=0.03),
 )
