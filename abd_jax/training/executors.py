@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import threading
 from collections import deque
@@ -56,8 +57,16 @@ def require(module: str, executor: str) -> ModuleType:
 # --- this machine
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+def _shares(workers: int) -> list[set[int]]:
+    """This process's cores dealt out to so many workers; empty sets, which are no bound, if they do not go round."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [set(cores[worker::workers]) if len(cores) >= workers else set() for worker in range(workers)]
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any], cores: set[int]) -> None:
     """A worker's life: items in, results out, until the pipe closes. Ctrl-C is the parent's to handle."""
+    if cores:
+        os.sched_setaffinity(0, cores)  # before JAX counts them: two workers' threads would wait for each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -65,10 +74,10 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 
 
 class _Worker:
-    def __init__(self, work: Callable[[Any], Any]) -> None:
+    def __init__(self, work: Callable[[Any], Any], cores: set[int]) -> None:
         context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.cores, (self.pipe, theirs) = cores, context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, cores), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -83,7 +92,7 @@ class _Worker:
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Worker processes of this machine."""
+    """Worker processes of this machine, each on its share of the cores."""
 
     workers: int = 1
     retries: int = 1
@@ -92,11 +101,12 @@ class Local:
         waiting = deque((item, 0) for item in items)
         idle: list[_Worker] = []
         busy: dict[_Worker, tuple[Any, int]] = {}
+        shares = _shares(self.workers)
         try:
             with _terminable():
                 while waiting or busy:
                     while waiting and len(busy) < self.workers:
-                        worker = idle.pop() if idle else _Worker(work)
+                        worker = idle.pop() if idle else _Worker(work, shares.pop())
                         busy[worker] = waiting.popleft()
                         worker.pipe.send(busy[worker][0])
                     multiprocessing.connection.wait([worker.pipe for worker in busy])  # a dead one's is at its end
@@ -107,6 +117,7 @@ class Local:
                             idle.append(worker)
                         except (EOFError, ConnectionError):
                             worker.stop(_PATIENCE)
+                            shares.append(worker.cores)
                             if tries < self.retries:
                                 waiting.appendleft((item, tries + 1))
                                 continue

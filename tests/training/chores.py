@@ -31,3 +31,7 @@ def save_when_told(path):
         time.sleep(0.01)
     time.sleep(0.2)
     Path(path).write_text("saved")
+
+
+def cores(_):
+    return sorted(os.sched_getaffinity(0))

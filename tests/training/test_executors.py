@@ -44,6 +44,13 @@ def test_a_worker_lives_from_item_to_item():
     assert len({pid for _, (_, pid) in Local(1)(chores.square, [1, 2, 3])}) == 1
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_local_workers_do_not_share_cores():
+    (_, one), (_, two) = Local(2)(chores.cores, [1, 2])
+    assert one and two and not set(one) & set(two)
+    assert sorted(one + two) == sorted(os.sched_getaffinity(0))
+
+
 def test_how_a_worker_died_is_told(tmp_path):
     ((_, died),) = Local(1, retries=0)(chores.die, [(str(tmp_path / "always"), 9)])
     assert str(died) == "its worker died 1 times, last by SIGKILL (out of memory?)"
