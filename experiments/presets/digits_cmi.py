@@ -20,7 +20,7 @@ PRESET = dataclasses.replace(
     name="digits-cmi",
     method="cmi",
     student=dataclasses.replace(
-        digits_zskt.PRESET.student, cycles=20, updates=50, evaluate_every=4, checkpoint_every=10
+        digits_zskt.PRESET.student, batch=64, cycles=20, updates=60, evaluate_every=4, checkpoint_every=10
     ),
     synthesis=CMIConfig(
         features=64,

@@ -18,6 +18,6 @@ PRESET = dataclasses.replace(
     digits_zskt.PRESET,
     name="digits-dafl",
     method="dafl",
-    student=dataclasses.replace(digits_zskt.PRESET.student, cycles=300, updates=5),
+    student=dataclasses.replace(digits_zskt.PRESET.student, batch=64, cycles=300, updates=5),
     synthesis=DAFLConfig(features=64, batch_norm=0.1),
 )

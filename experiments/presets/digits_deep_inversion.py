@@ -19,7 +19,7 @@ PRESET = dataclasses.replace(
     name="digits-deep-inversion",
     method="deep_inversion",
     student=dataclasses.replace(
-        digits_zskt.PRESET.student, cycles=18, updates=50, evaluate_every=3, checkpoint_every=9
+        digits_zskt.PRESET.student, batch=64, cycles=18, updates=50, evaluate_every=3, checkpoint_every=9
     ),
     synthesis=DeepInversionConfig(
         updates=60,

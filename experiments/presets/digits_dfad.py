@@ -17,6 +17,6 @@ PRESET = dataclasses.replace(
     digits_zskt.PRESET,
     name="digits-dfad",
     method="dfad",
-    student=dataclasses.replace(digits_zskt.PRESET.student, cycles=250, updates=5, loss="l1"),
+    student=dataclasses.replace(digits_zskt.PRESET.student, batch=64, cycles=250, updates=5, loss="l1"),
     synthesis=DFADConfig(features=64, batch_norm=0.03),
 )

@@ -18,6 +18,6 @@ PRESET = dataclasses.replace(
     digits_zskt.PRESET,
     name="digits-dfq",
     method="dfq",
-    student=dataclasses.replace(digits_zskt.PRESET.student, cycles=250, updates=5),
+    student=dataclasses.replace(digits_zskt.PRESET.student, batch=64, cycles=250, updates=5),
     synthesis=DFQConfig(features=64, learning_rate=1e-3),
 )

@@ -20,7 +20,7 @@ PRESET = dataclasses.replace(
     name="digits-fast",
     method="fast",
     student=dataclasses.replace(
-        digits_zskt.PRESET.student, cycles=100, updates=10, evaluate_every=20, checkpoint_every=50
+        digits_zskt.PRESET.student, batch=64, cycles=100, updates=10, evaluate_every=20, checkpoint_every=50
     ),
     synthesis=FastConfig(features=64, batch=64, warm_up=5, reset=0, bank=BankConfig(capacity=4096, crop=1, flip=False)),
     retrospection=dataclasses.replace(digits_zskt.PRESET.retrospection, hunt=8, restart=10),

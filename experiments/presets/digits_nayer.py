@@ -19,7 +19,7 @@ PRESET = dataclasses.replace(
     name="digits-nayer",
     method="nayer",
     student=dataclasses.replace(
-        digits_zskt.PRESET.student, cycles=12, updates=50, evaluate_every=4, checkpoint_every=4
+        digits_zskt.PRESET.student, batch=64, cycles=12, updates=50, evaluate_every=4, checkpoint_every=4
     ),
     synthesis=NAYERConfig(
         noise=256, features=64, batch=64, warm_up=2, rebuild=5, bank=BankConfig(capacity=4096, crop=1, flip=False)

@@ -19,7 +19,13 @@ PRESET = dataclasses.replace(
     name="digits-ood",
     method="ood",
     student=dataclasses.replace(
-        digits_zskt.PRESET.student, cycles=600, updates=5, temperature=4.0, temperature_squared=True, reduction="sum"
+        digits_zskt.PRESET.student,
+        batch=64,
+        cycles=600,
+        updates=5,
+        temperature=4.0,
+        temperature_squared=True,
+        reduction="sum",
     ),
     synthesis=OODConfig(image="flower"),
 )
