@@ -2,7 +2,8 @@
 
     python -m experiments reproduce digits-zskt --out runs/digits-zskt
 
-A trigger is hunted in the student on a quarter of each batch. Teacher and defense are what the presets `digits-METHOD` share, whose students learn on batches of 64.
+A trigger is hunted in the student on a quarter of each batch. The presets `digits-METHOD` share teacher and defense
+with this one; their students learn on batches of 64.
 """
 
 import dataclasses
