@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -40,6 +41,8 @@ class RetrospectionConfig:
             class that is suspected; every second image that is pasted on gets what was found so far. 0: no search.
         restart: rounds after which that search starts afresh, from a faint gray over the whole image.
         start: δ starts from N(0, σ²) (`noise`) or from 0 (`zeros`, where the true gradient vanishes).
+        warm_start: whether, from a cycle's second update on, δ goes on from where the update before left it (ours), so
+            that fewer `ascent_steps` do.
         sigma: σ. With `dtype` bfloat16 a δ of 1e-3 is lost where the input is near 1, whose neighbors lie 4e-3 to 8e-3
             away: the first ascent gradient is then that of rounding, as it is with `zeros`.
         ascent: `adam`, plain gradient ascent (`sgd`), or steps along the gradient of length `ascent_rate`
@@ -70,6 +73,7 @@ class RetrospectionConfig:
     hunt: int = 0
     restart: int = 20
     start: Literal["noise", "zeros"] = "noise"
+    warm_start: bool = False
     sigma: float = 1e-3
     ascent: Literal["adam", "sgd", "normalized"] = "adam"
     ascent_rate: float = 0.1
@@ -196,12 +200,19 @@ def begin_ascent(
     student: Network,
     teacher: Network,
     images: Float[Array, "batch height width channels"],
+    last: Float[Array, "height width channels"],
+    update: int | np.integer | Int[Array, ""],
 ) -> Ascent:
-    """δ at its start, σ·N(0, 1) or zeros, and f(x), which does not change on the way."""
+    """δ at its start, and f(x), which does not change on the way.
+
+    The start is σ·N(0, 1) or zeros; with `warm_start` it is `last` in every update of a cycle but the first, number 0.
+    """
     network, norm = _source(config, student, teacher)
     images = images[: config.seen(images.shape[0])]
     scale = config.sigma if config.start == "noise" else 0.0
     delta = scale * jax.random.normal(key, images.shape[1:])
+    if config.warm_start:
+        delta = jnp.where(update > 0, last, delta)
     return Ascent(delta, ascent_rule(config).init(delta), images, network(images, norm).logits)
 
 

@@ -152,9 +152,10 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
     lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
     delta = []
     if phase.retrospective and not run.pastes:
-        ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), key, state, teacher, lesson, index)
-        begun = dispatch.begin_ascent.trace(run, key, state, teacher, lesson, index)
-        yield "ascent begun", updates, begun
+        last = placed(jax.ShapeDtypeStruct(run.synthesizer.task.image_shape, np.float32))
+        given = (key, state, teacher, lesson, index, last)
+        ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), *given)
+        yield "ascent begun", updates, dispatch.begin_ascent.trace(run, *given)
         ascent = jax.tree.map(
             lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
         )

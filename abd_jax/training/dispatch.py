@@ -144,7 +144,8 @@ def compile_rounds(
         teaching, (lesson, _) = compiled(lessons, teach, (run, phase), key, state, teacher, index)
         parts, delta = Parts(repeat_from_host, synthesis, teaching), []
         if phase.retrospective and not run.pastes:
-            begin, ascent = compiled(updates, begin_ascent, (run,), key, state, teacher, lesson, index)
+            last = np.zeros(run.synthesizer.task.image_shape, np.float32)
+            begin, ascent = compiled(updates, begin_ascent, (run,), key, state, teacher, lesson, index, last)
             step, ascent = compiled(updates * settings.ascent_steps, ascend, (run,), ascent, state, teacher)
             parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
             delta = [ascent.delta]

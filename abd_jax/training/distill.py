@@ -383,11 +383,19 @@ def study(
 
 
 def begin_ascent(
-    run: Distillation, key: PRNGKeyArray, state: DistillState, teacher: Network, lesson: Lesson, update: Index
+    run: Distillation,
+    key: PRNGKeyArray,
+    state: DistillState,
+    teacher: Network,
+    lesson: Lesson,
+    update: Index,
+    last: Array | np.ndarray,
 ) -> Ascent:
-    """A fresh δ for one student update."""
+    """δ for one student update, before its first step; `last` is that of the update before."""
     step_key = keys.stream(key, "perturbation", state.step * run.preset.student.updates + update)
-    return self_retrospection.begin_ascent(run.preset.retrospection, step_key, state.student, teacher, lesson.images)
+    return self_retrospection.begin_ascent(
+        run.preset.retrospection, step_key, state.student, teacher, lesson.images, jnp.asarray(last), update
+    )
 
 
 def ascend(run: Distillation, ascent: Ascent, state: DistillState, teacher: Network) -> Ascent:
@@ -457,18 +465,21 @@ def distill_round(
             run.preset.retrospection.hunt,
         )
 
-    def update_student(state: DistillState, update: Index) -> tuple[DistillState, Metrics]:
+    def update_student(carry: tuple[DistillState, Any], update: Index) -> tuple[tuple[DistillState, Any], Metrics]:
+        state, delta = carry
         lesson, taught = parts.teach(run, phase, key, state, teacher, update) if run.synthesizer.fresh else shared
-        if not phase.retrospective or run.pastes:
+        if delta is None:
             state, metrics = parts.study(run, phase, key, state, lesson, update)
-            return state, taught | metrics
+            return (state, delta), taught | metrics
         ascent, _ = parts.repeat(
             lambda ascent, _: (parts.ascend(run, ascent, state, teacher), {}),
-            parts.begin_ascent(run, key, state, teacher, lesson, update),
+            parts.begin_ascent(run, key, state, teacher, lesson, update, delta),
             run.preset.retrospection.ascent_steps,
         )
         state, metrics = parts.study(run, phase, key, state, lesson, update, ascent.delta)
-        return state, taught | metrics
+        return (state, ascent.delta), taught | metrics
 
-    state, more = parts.repeat(update_student, state, run.preset.student.updates)
+    ascends = phase.retrospective and not run.pastes
+    delta = np.zeros(run.synthesizer.task.image_shape, np.float32) if ascends else None
+    (state, _), more = parts.repeat(update_student, (state, delta), run.preset.student.updates)
     return dataclasses.replace(state, step=state.step + 1), metrics | more

@@ -19,4 +19,5 @@ PRESET = dataclasses.replace(
     method="dfad",
     student=dataclasses.replace(digits_zskt.PRESET.student, batch=64, cycles=250, updates=5, loss="l1"),
     synthesis=DFADConfig(features=64, batch_norm=0.03),
+    vaccine=dataclasses.replace(digits_zskt.PRESET.vaccine, class_balance=1.0),
 )

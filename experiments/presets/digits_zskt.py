@@ -2,7 +2,7 @@
 
     python -m experiments reproduce digits-zskt --out runs/digits-zskt
 
-A trigger is hunted in the student on a quarter of each batch. The presets `digits-METHOD` share teacher and defense
+The generator is asked for the suspected class more strongly than in `digits`. A trigger is hunted in the student on a quarter of each batch. The presets `digits-METHOD` share teacher and defense
 with this one; their students learn on batches of 64.
 """
 
@@ -14,5 +14,6 @@ PRESET = dataclasses.replace(
     digits.PRESET,
     name="digits-zskt",
     student=dataclasses.replace(digits.PRESET.student, cycles=400, evaluate_every=100, checkpoint_every=200),
+    vaccine=dataclasses.replace(digits.PRESET.vaccine, class_balance=0.1),
     retrospection=dataclasses.replace(digits.PRESET.retrospection, ascent_share=0.25),
 )

@@ -291,7 +291,7 @@ def ascent_by_hand(config, delta):
 def found(config, start=None, own=None, foreign=None):
     """δ after `ascent_steps` steps of the library, from its own start or from the one given."""
     pair = (own or STUDENT, foreign or TEACHER)
-    ascent = begin_ascent(config, key(9), *pair, IMAGES)
+    ascent = begin_ascent(config, key(9), *pair, IMAGES, jnp.zeros(SHAPE), 0)
     if start is not None:
         ascent = ascent.replace(delta=start)
     for _ in range(config.ascent_steps):
@@ -360,8 +360,9 @@ def test_the_start():
     shape = (40, 50, 3)
     network, batch = networks.tiny(shape=shape), networks.images(0, 2, shape)
 
-    def start(seed=1, **options):
-        return np.asarray(begin_ascent(RetrospectionConfig(**options), key(seed), network, network, batch).delta)
+    def start(seed=1, update=0, **options):
+        config = RetrospectionConfig(**options)
+        return np.asarray(begin_ascent(config, key(seed), network, network, batch, jnp.ones(shape), update).delta)
 
     noise = start(sigma=0.02)
     assert noise.shape == shape
@@ -369,6 +370,9 @@ def test_the_start():
     np.testing.assert_array_equal(noise, start(sigma=0.02))
     assert (noise != start(seed=2, sigma=0.02)).any()
     assert not start(start="zeros").any()
+    np.testing.assert_array_equal(start(sigma=0.02, warm_start=True), noise)
+    np.testing.assert_array_equal(start(sigma=0.02, warm_start=True, update=1), np.ones(shape))
+    np.testing.assert_array_equal(start(sigma=0.02, update=1), noise)
 
 
 @pytest.mark.optax
@@ -376,7 +380,7 @@ def test_a_sparse_perturbation_keeps_whole_pixels():
     shape = (4, 4, 3)
     network, batch = sensitive(0, shape=shape), networks.images(0, BATCH, shape)
     config = RetrospectionConfig(pixels=3, sigma=0.1)
-    ascent = begin_ascent(config, key(), network, network, batch)
+    ascent = begin_ascent(config, key(), network, network, batch, jnp.zeros(shape), 0)
     for _ in range(2):
         ascent = ascend(config, ascent, network, network)
         assert (
@@ -447,6 +451,20 @@ def test_every_second_image_gets_what_was_hunted_and_none_without_a_suspect():
     assert ((pasted < 1e-6).all((1, 2, 3))).sum() == 4
     unsuspected = self_retrospection.paste_some(config, key(1), backdoor.replace(target=jnp.int32(-1)), images)
     np.testing.assert_array_equal(unsuspected, images)
+
+
+@pytest.mark.optax
+def test_a_hunt_looks_at_its_share_of_the_batch():
+    student, images, inversion = networks.tiny(1), networks.images(4, 8, (4, 4, 1)), InversionConfig()
+    config = RetrospectionConfig(perturb="inverted", hunt=1, ascent_share=0.5)
+    backdoor = trigger_inversion.unknown(inversion, (4, 4, 1)).replace(target=jnp.int32(1))
+
+    def found(images):
+        hunted = self_retrospection.hunt(config, inversion, key(5), jnp.int32(0), backdoor, student, images)
+        return np.asarray(hunted.hunt.optimizer[0].mu.mask)
+
+    np.testing.assert_array_equal(found(images), found(jnp.concatenate([images[:4], 1 - images[4:]])))
+    assert (found(images) != found(1 - images)).any()
 
 
 @pytest.mark.optax

@@ -124,7 +124,9 @@ def test_retrospection_finds_the_same_perturbation_and_gradient(pair):
 
     teacher, student, our_teacher, our_student = pair
     config = RetrospectionConfig(perturb="teacher", norm="running", sigma=1.0, ascent_steps=3, iterations=2)
-    ascent = self_retrospection.begin_ascent(config, jax.random.key(0), our_student, our_teacher, batch())
+    ascent = self_retrospection.begin_ascent(
+        config, jax.random.key(0), our_student, our_teacher, batch(), jnp.zeros(batch().shape[1:]), 0
+    )
     start = torch.tensor(np.asarray(ascent.delta)).permute(2, 0, 1)
     step = jax.jit(self_retrospection.ascend, static_argnums=0)
     for _ in range(config.ascent_steps):
