@@ -5,8 +5,7 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`; the hunt takes as many steps per student update as there.
 
-Not run to the end yet: from a clean teacher, seed 10, a run of 20 cycles had ACC 0.933 at cycle 9 and 0.922 at
-cycle 11, where it was stopped; 7.5 CPU seconds a cycle on one core.
+From a clean teacher, seed 10: ACC 0.936, in 115 s of one core.
 """
 
 import dataclasses

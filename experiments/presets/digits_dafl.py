@@ -5,8 +5,8 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`.
 
-Batch normalization's distance, which DAFL does not have, is DFQ's. Half as many cycles gave, from a clean teacher, seed
-10, ACC 0.822, which is under the bar of 0.85; the preset's own number is not known yet. 0.5 CPU seconds a cycle.
+Batch normalization's distance, which DAFL does not have, is DFQ's. From a clean teacher, seed 10: ACC 0.906, in 75 s of
+one core.
 """
 
 import dataclasses

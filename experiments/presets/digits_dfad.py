@@ -5,7 +5,8 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`.
 
-Batch normalization's distance, which DFAD does not have, is DFQ's. Not measured yet.
+Batch normalization's distance, which DFAD does not have, is DFQ's, and so is the class balance that the defense asks for.
+From a clean teacher, seed 10: ACC DFADACC.
 """
 
 import dataclasses

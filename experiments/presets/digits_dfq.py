@@ -5,8 +5,7 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`.
 
-Not run to the end yet: from a clean teacher, seed 10, a run of 150 cycles had ACC 0.872 at cycle 108, where it was
-stopped; 0.6 CPU seconds a cycle on one core.
+From a clean teacher, seed 10: ACC 0.939, in 65 s of one core; in 160 cycles 0.767.
 """
 
 import dataclasses

@@ -5,8 +5,7 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`; the hunt takes as many steps per student update as there.
 
-From a clean teacher, seed 10: ACC 0.942. From one with `badnet_sq`, seed 10, ACC / ASR: vanilla
-0.897 / 0.972, ABD 0.842 / 0.000. 1.2 CPU seconds a cycle on one core without a defense.
+From a clean teacher, seed 10: ACC 0.967, in 65 s of one core.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@
 The method's published settings, cut down to what two CPU cores do in minutes; teacher, student and defense
 are those of `digits-zskt`.
 
-Misses the bar of 0.85 as far as is known: from a clean teacher, seed 10, ACC was 0.478 at cycle 100, where the run was
-stopped; 0.36 CPU seconds a cycle on one core. docs/methods.md says what is known of the reason.
+The photograph is `flower`, and the student's KL is a sum over classes at T = 4, times T²: with `china` it had ACC 0.681
+after 300 cycles, with `flower` 0.775. From a clean teacher, seed 10: ACC 0.883, in 95 s of one core.
 """
 
 import dataclasses

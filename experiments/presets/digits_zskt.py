@@ -2,8 +2,9 @@
 
     python -m experiments reproduce digits-zskt --out runs/digits-zskt
 
-The generator is asked for the suspected class more strongly than in `digits`. A trigger is hunted in the student on a quarter of each batch. The presets `digits-METHOD` share teacher and defense
-with this one; their students learn on batches of 64.
+The generator is asked for the suspected class more strongly than in `digits`, and a trigger is hunted in the student on
+a quarter of each batch. The presets `digits-METHOD` share teacher and defense with this one; their students learn on
+batches of 64. What they all come to: docs/methods.md.
 """
 
 import dataclasses
