@@ -4,7 +4,7 @@ Tokens are `[batch, 1, tokens, features]` and a linear map has a kernel `[1, 1, 
 that whoever reorders the input channels of convolutions, the Shuffling Vaccine, does the same here. What it may
 reorder are the input features of all four linear maps of a block, in forward order: `qkv` and `fc1` (the normalized
 tokens), `proj` (the heads' outputs) and `fc2` (the hidden units); the last five are the last block and `fc2` of the one
-before.
+before. Measured, that does not single out triggers as it does in a network of convolutions (docs/defenses.md).
 """
 
 from __future__ import annotations
