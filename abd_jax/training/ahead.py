@@ -38,18 +38,21 @@ class Chip:
         flops: bfloat16 operations per second, dense.
         bandwidth: bytes per second to its memory.
         memory: bytes.
+        clock: cycles per second, where the compiler counts cycles: `flops` over the operations of all matrix units in a
+            cycle, 2 · 128² each, of which a v5e has 4, a v4 and a v5p twice 4.
     """
 
     flops: float
     bandwidth: float
     memory: float
+    clock: float | None = None
 
 
 CHIPS = {
     # https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
-    "v4": Chip(275e12, 1228e9, 32 * 2**30),
-    "v5e": Chip(197e12, 819e9, 16 * 2**30),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30),
+    "v4": Chip(275e12, 1228e9, 32 * 2**30, 1.05e9),
+    "v5e": Chip(197e12, 819e9, 16 * 2**30, 1.5e9),
+    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 1.75e9),
     "v6e": Chip(918e12, 1640e9, 32 * 2**30),
     # https://www.nvidia.com/en-us/data-center/h100: SXM5, dense
     "h100": Chip(989e12, 3350e9, 80 * 2**30),
@@ -66,6 +69,9 @@ _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\
 _NAME = re.compile(r"%([\w.-]+)")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id")
 """Instructions that move nothing."""
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*?^}", re.MULTILINE | re.DOTALL)
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_LOOP = re.compile(r" while\(.*body=%([\w.-]+).*\"known_trip_count\":{\"n\":\"(\d+)\"}")
 _LIBRARY = re.compile(r"custom_call_target=\"(__(?:cudnn|cublas)[^\"]*)\"")
 _HOST = re.compile(r" (infeed|outfeed|send|recv)\(|custom_call_target=\"[^\"]*(callback|HostTransfer)[^\"]*\"")
 
@@ -181,6 +187,7 @@ class Facts:
         host_transfers: instructions that reach the host.
         library_calls: kernels of cuDNN and cuBLAS → how many; a TPU has none.
         fixed: bytes of arguments that do not grow with the batch.
+        cycles: the sum that `cycles` reads; 0 if there is none.
         predicted: the compiler's own estimate of one call in seconds; None where it gives none.
         compile_seconds: how long compiling took here.
     """
@@ -196,6 +203,11 @@ class Facts:
     compile_seconds: float
     library_calls: dict[str, int] = dataclasses.field(default_factory=dict)
     fixed: float = 0.0
+    cycles: int = 0
+
+    def by_cycles(self, chip: Chip) -> float | None:
+        """The seconds that all the cycles take, one instruction after the other; None if there is no count."""
+        return self.cycles / chip.clock if self.cycles and chip.clock else None
 
     def floor(self, chip: Chip) -> float:
         """The roofline: no program with these flops and bytes takes less, in seconds."""
@@ -240,6 +252,7 @@ def compiled_facts(name: str, calls: int, traced: Any, batches: Sequence[int] = 
         compile_seconds=seconds,
         library_calls=dict(collections.Counter(_LIBRARY.findall(text))),
         fixed=fixed,
+        cycles=cycles(text),
     )
 
 
@@ -266,6 +279,22 @@ def traffic(hlo: str) -> int:
         if kind not in _FREE:
             total += sizes[name] + sum(sizes.get(operand, 0) for operand in _NAME.findall(operands))
     return total
+
+
+def cycles(hlo: str) -> int:
+    """The sum of the cycles that a TPU's compiler writes beside the instructions of a program, 0 if it writes none.
+
+    A loop's body counts as often as it runs, where the program tells that. Copies that run beside other instructions
+    have no count.
+    """
+    bodies = {match[1]: match[0] for match in _COMPUTATION.finditer(hlo)}
+
+    def total(name: str) -> int:
+        own = sum(map(int, _CYCLES.findall(bodies[name])))
+        return own + sum(int(times) * total(body) for body, times in _LOOP.findall(bodies[name]))
+
+    entry = re.search(r"^ENTRY %(\S+)", hlo, re.MULTILINE)
+    return total(entry[1]) if entry else 0
 
 
 def _size(shape: Sequence[str]) -> int:

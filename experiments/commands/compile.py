@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from abd_jax.training import ahead, config
 from abd_jax.training.run_directory import versions, write_json
+from experiments.bench import plain_flax
 from experiments.commands._common import PresetFields, with_preset
 from experiments.console import choose, stderr, stdout
 
@@ -30,7 +32,8 @@ class Compile:
     defense: config.Defense = "abd"
     """Of its rounds the last kind is compiled."""
     functions: tuple[str, ...] = ()
-    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, student_update, round."""
+    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, student_update, round. And, if named, the same
+    mathematics in plain Flax, plain_student_update and plain_training_step, and our training_step beside the latter."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write everything there."""
 
@@ -43,7 +46,9 @@ class Compile:
             raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
 
 
-FUNCTIONS = dict.fromkeys(("synthesis_update", "lesson", "ascent_begun", "ascent_step", "student_update", "round"))
+OURS = ("synthesis_update", "lesson", "ascent_begun", "ascent_step", "student_update", "round")
+COMPARED = ("plain_student_update", "training_step", "plain_training_step")
+FUNCTIONS = dict.fromkeys((*OURS, *COMPARED))
 
 
 def main(argv: list[str]) -> None:
@@ -62,29 +67,33 @@ def main(argv: list[str]) -> None:
     title = f"{preset.name}, {preset.method}, {preset.dtype}, {options.defense}: "
     title += f"{per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
     table = Table("per device", "value", title=title)
-    found = []
-    for name, calls, traced in ahead.functions(preset, options.defense, mesh):
-        if options.functions and name.replace(" ", "_") not in options.functions:
+    header: dict[str, Any] = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype}
+    header |= {"defense": options.defense, "topology": options.topology, "devices": devices}
+    header |= {"chip": dataclasses.asdict(chip), "versions": versions()}
+    found: list[dict[str, Any]] = []
+    wanted = options.functions or OURS
+    parts = [ahead.functions(preset, options.defense, mesh)] if set(wanted) & set(OURS) else []
+    if set(wanted) & set(COMPARED):
+        parts.append(plain_flax.functions(preset, mesh))
+    for name, calls, traced in itertools.chain(*parts):
+        if name.replace(" ", "_") not in wanted:
             continue
         stderr.print(f"compiling: {name}", highlight=False)
         own = getattr(preset.synthesis, "batch", preset.student.batch)
         facts = ahead.compiled_facts(name, calls, traced, (preset.student.batch, own))
-        found.append(facts)
+        found.append(
+            dataclasses.asdict(facts)
+            | {"floor": facts.floor(chip), "by_cycles": facts.by_cycles(chip), "batch_per_device": per_device}
+            | {"largest_batch": facts.largest_batch(chip, per_device)}
+        )
         table.add_section()
         for row in _rows(facts, chip, per_device):
             table.add_row(*row)
+        if options.json:  # after each: a compiler that is stopped loses the one that it is at, not all
+            write_json(options.json, header | {"functions": found})
+        if len(found) == len(wanted):  # tracing the rest takes time too
+            break
     stdout.print(table)
-    if options.json:
-        results = [
-            dataclasses.asdict(facts)
-            | {"floor": facts.floor(chip), "batch_per_device": per_device}
-            | {"largest_batch": facts.largest_batch(chip, per_device)}
-            for facts in found
-        ]
-        header: dict[str, Any] = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype}
-        header["defense"] = options.defense
-        header |= {"topology": options.topology, "devices": devices, "chip": dataclasses.asdict(chip)}
-        write_json(options.json, header | {"versions": versions(), "functions": results})
 
 
 def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, str]]:
@@ -108,6 +117,9 @@ def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, s
             rows.append(
                 ("  predicted", f"{1e3 * facts.predicted:.3f} ms, floor/predicted {floor / facts.predicted:.2f}")
             )
+    by_cycles = facts.by_cycles(chip)
+    if by_cycles is not None:
+        rows.append(("  cycles", f"{facts.cycles:.4g}, {1e3 * by_cycles:.3f} ms one after the other"))
     if facts.library_calls:
         rows.append(("  library calls", ", ".join(f"{n} {name}" for name, n in sorted(facts.library_calls.items()))))
     rows += [("  collectives", moved or "none"), ("  host transfers", str(facts.host_transfers or "none"))]

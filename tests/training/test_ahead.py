@@ -50,6 +50,31 @@ ENTRY %main (a: f32[4], b: bf16[8]) -> (f32[4]) {
     assert ahead.traffic(hlo) == (16 + 16 + 16) + (8 + 16 + 16)
 
 
+def test_cycles_are_the_entrys_and_a_loops_as_often_as_it_runs():
+    hlo = """HloModule jit_f
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  ROOT %fusion.2 = (s32[], f32[4]{0}) fusion(%p), kind=kLoop, backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+
+%condition.1 (p.1: (s32[], f32[4])) -> pred[] {
+  ROOT %less = pred[] compare(%p.1, %p.1), direction=LT
+}
+
+ENTRY %main.3 (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %fusion.1 = f32[4]{0} fusion(%a), kind=kLoop, backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %w = s32[] while(%t), condition=%condition.1, body=%body.1, backend_config={"known_trip_count":{"n":"10"}}
+}
+"""
+    assert ahead.cycles(hlo) == 100 + 10 * 7
+    assert ahead.cycles(HLO) == 0
+    chip = ahead.Chip(flops=1.0, bandwidth=1.0, memory=1.0, clock=1000.0)
+    facts = ahead.Facts("f", 1, 0.0, 0.0, 0.0, {}, 0, None, 0.0, cycles=170)
+    assert facts.by_cycles(chip) == 0.17
+    assert facts.by_cycles(dataclasses.replace(chip, clock=None)) is None
+
+
 def test_eight_devices_exchange_gradients_and_statistics_and_no_more():
     """One student update: every gradient once, a mean and a variance per channel, and the metrics' scalars."""
     facts = next(ahead.compiled_facts(*part) for part in _parts("none", 8) if part[0] == "student update")
