@@ -51,8 +51,9 @@ def test_two_processes_train_checkpoint_die_and_resume(tmp_path):
         pair[1].send_signal(signal.SIGKILL)
         pair[1].wait()
     finally:
-        pair[0].kill()
-        pair[0].wait()
+        for process in pair:
+            process.kill()
+            process.communicate()  # closes its pipe too
     assert not (broken / "result.json").exists()
     finish(started(broken))
     lines = [metrics.read(place) for place in (whole, broken)]
