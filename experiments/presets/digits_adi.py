@@ -2,7 +2,7 @@
 
     python -m experiments reproduce digits-adi --out runs/digits-adi
 
-All else is as in `digits-deep-inversion`. From a clean teacher, seed 10: ACC ADIACC.
+All else is as in `digits-deep-inversion`. From a clean teacher, seed 10: ACC 0.878.
 """
 
 import dataclasses

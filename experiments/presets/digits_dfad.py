@@ -6,7 +6,7 @@ The method's published settings, cut down to what two CPU cores do in minutes; t
 are those of `digits-zskt`.
 
 Batch normalization's distance, which DFAD does not have, is DFQ's. The defense asks for class balance, as DFQ does.
-From a clean teacher, seed 10: ACC DFADACC.
+From a clean teacher, seed 10: ACC 0.950.
 """
 
 import dataclasses

@@ -228,12 +228,25 @@ def test_batch_norm_of_a_constant_is_finite():
     assert np.isfinite(gradient).all()
 
 
-def test_batch_norm_in_bfloat16_keeps_float32_statistics():
-    x = normal(0, 8, 6, 6, 4) + 3
+@pytest.mark.parametrize("far, rtol", [(3, 1e-5), (100, 1e-3)])
+def test_batch_norm_in_bfloat16_keeps_float32_statistics(far, rtol):
+    """Far from zero too, where bfloat16 has rounded x itself to steps of a half."""
+    x = normal(0, 8, 6, 6, 4) + far
     y, tap = normalize(variables_of(4), x.astype(jnp.bfloat16), "batch")
     assert y.dtype == jnp.bfloat16 and tap.mean.dtype == tap.variance.dtype == tap.image_mean.dtype == jnp.float32
     seen = reference.statistics(np.asarray(x.astype(jnp.bfloat16), np.float64))
-    np.testing.assert_allclose(tap.variance, seen.variance, rtol=1e-5)
+    np.testing.assert_allclose(tap.variance, seen.variance, rtol=rtol)
+
+
+def test_batch_norm_in_bfloat16_has_the_gradient_of_float32():
+    x, weights = (normal(0, 8, 6, 6, 4) + 3).astype(jnp.bfloat16), normal(1, 8, 6, 6, 4)
+
+    def loss(x):
+        y, tap = normalize(variables_of(4), x, "batch")
+        return (weights * y.astype(jnp.float32)).sum() + (tap.variance**2).sum()
+
+    narrow, wide = jax.grad(loss)(x), jax.grad(loss)(x.astype(jnp.float32))
+    np.testing.assert_allclose(narrow.astype(jnp.float32), wide, atol=0.02 * np.abs(wide).max())
 
 
 def test_batch_norm_without_running_statistics():
