@@ -12,5 +12,5 @@ from experiments.presets import digits_deep_inversion
 PRESET = dataclasses.replace(
     digits_deep_inversion.PRESET,
     name="digits-adi",
-    synthesis=dataclasses.replace(digits_deep_inversion.PRESET.synthesis, adversarial=1.0),
+    synthesis=dataclasses.replace(digits_deep_inversion.SYNTHESIS, adversarial=1.0),
 )
