@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -42,23 +43,31 @@ class Bank:
     """A ring buffer.
 
     Attributes:
-        images: `[capacity, height, width, channels]`, uint8; a slot that was never written holds noise.
+        rows: the images, each a row, `[capacity, height · width · channels]`, uint8; a slot that was never written
+            holds noise. A TPU copies an array of images as a whole, into another layout, before it takes some out.
         written: images added so far, as `write` counts them, `[]`, int32.
+        image_shape: height, width, channels.
     """
 
-    images: Leaf
+    rows: Leaf
     written: Leaf
+    image_shape: tuple[int, int, int] = struct.field(pytree_node=False)
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "capacity height width channels"]:
+        """All slots, on the host."""
+        return np.asarray(self.rows).reshape(-1, *self.image_shape)
 
     @property
     def size(self) -> Int[Array, ""]:
         """Images that it holds."""
-        return jnp.minimum(self.written, self.images.shape[0])
+        return jnp.minimum(self.written, self.rows.shape[0])
 
 
 def empty(key: PRNGKeyArray, config: BankConfig, image_shape: tuple[int, int, int]) -> Bank:
     """A bank that holds nothing; its slots are uniform noise, which is what it gives until the first `add`."""
-    noise = jax.random.bits(key, (config.capacity, *image_shape), jnp.uint8)
-    return Bank(noise, jnp.zeros((), jnp.int32))
+    noise = jax.random.bits(key, (config.capacity, math.prod(image_shape)), jnp.uint8)
+    return Bank(noise, jnp.zeros((), jnp.int32), image_shape)
 
 
 def write(
@@ -90,7 +99,7 @@ def write(
 def add(bank: Bank, images: Float[Array, "batch height width channels"], when: bool | Bool[Array, ""] = True) -> Bank:
     """Writes images, clipped to [0, 1] and rounded to uint8, over the oldest if `when`; see `write`."""
     pixels = jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
-    return Bank(*write(bank.images, bank.written, pixels, when))
+    return Bank(*write(bank.rows, bank.written, pixels.reshape(len(pixels), -1), when), bank.image_shape)
 
 
 def sample(
@@ -98,15 +107,15 @@ def sample(
 ) -> Float[Array, "count height width channels"]:
     """`count` images of the bank, drawn uniformly with replacement, cropped and mirrored at random, in [0, 1]."""
     choice, change = jax.random.split(key)
-    limit = jnp.where(bank.size > 0, bank.size, bank.images.shape[0])
-    chosen = bank.images[jax.random.randint(choice, (count,), 0, limit)].astype(jnp.float32) / 255.0
-    return crop_and_flip(change, chosen, pad=config.crop, flip=config.flip)
+    limit = jnp.where(bank.size > 0, bank.size, bank.rows.shape[0])
+    chosen = bank.rows[jax.random.randint(choice, (count,), 0, limit)].reshape(count, *bank.image_shape)
+    return crop_and_flip(change, chosen.astype(jnp.float32) / 255.0, pad=config.crop, flip=config.flip)
 
 
 def newest(bank: Bank, count: int) -> UInt8[np.ndarray, "images height width channels"]:
     """The newest `count` images, or all if there are fewer, newest first, on the host."""
     count = min(int(bank.size), count)
-    return np.asarray(bank.images)[(int(bank.written) - 1 - np.arange(count)) % bank.images.shape[0]]
+    return bank.images[(int(bank.written) - 1 - np.arange(count)) % len(bank.rows)]
 
 
 def write_grid(bank: Bank, path: Path, limit: int = 256, columns: int = 16) -> int:
