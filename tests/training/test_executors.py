@@ -44,7 +44,9 @@ def test_a_worker_lives_from_item_to_item():
     assert len({pid for _, (_, pid) in Local(1)(chores.square, [1, 2, 3])}) == 1
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
+)
 def test_local_workers_do_not_share_cores():
     (_, one), (_, two) = Local(2)(chores.cores, [1, 2])
     assert one and two and not set(one) & set(two)
