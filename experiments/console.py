@@ -47,8 +47,10 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
     try:
         command = choose("command", argv[0], commands)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+        from abd_jax.models import onednn
         from abd_jax.training.stage import Interrupted
 
+        onednn.chosen()  # a bad choice stops here, before anything is written
         try:
             importlib.import_module(f"experiments.commands.{command}").main(argv[1:])
         except Interrupted as interruption:

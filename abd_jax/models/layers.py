@@ -1,8 +1,9 @@
 """Layers that every network shares: the convolution and batch normalization.
 
-The convolution computes what `lax.conv_general_dilated` computes; only its kernel gradient has a second form, for large
-images on CPU, where XLA's own is slow. Batch normalization returns the statistics that it saw, so that one forward
-pass serves distillation, DeepInversion and the update of the running statistics.
+The convolution computes what `lax.conv_general_dilated` computes; its kernel gradient has a second form, for large
+images on CPU, where XLA's own is slow, and all of it another, by oneDNN (see `onednn`). Batch normalization returns the
+statistics that it saw, so that one forward pass serves distillation, DeepInversion and the update of the running
+statistics.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
+
+from abd_jax.models import onednn
 
 Norm = Literal["batch", "running"]
 
@@ -45,12 +48,25 @@ def convolution(
         kernel: `[size, size, inputs, outputs]`, odd and square.
         stride: the same in both directions.
     """
-    return _convolve(images, kernel, stride)
+    by_xla = functools.partial(_convolve, stride=stride)
+    if not onednn.takes(images, kernel.shape[0]):
+        return by_xla(images, kernel)
+    shape = jax.eval_shape(by_xla, images, kernel).shape
+    by_onednn = functools.partial(onednn.convolve, stride=stride, shape=shape)
+    return lax.platform_dependent(images, kernel, cpu=by_onednn, default=by_xla)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _input_gradient(cotangent: Array, kernel: Array, stride: int, shape: tuple[int, ...]) -> Array:
     """The images' cotangent: the transpose of `convolution` in its first argument."""
+    by_xla = functools.partial(_input_gradient_by_xla, stride=stride, shape=shape)
+    if not onednn.takes(cotangent, kernel.shape[0]):
+        return by_xla(cotangent, kernel)
+    by_onednn = functools.partial(onednn.input_gradient, stride=stride, shape=shape)
+    return lax.platform_dependent(cotangent, kernel, cpu=by_onednn, default=by_xla)
+
+
+def _input_gradient_by_xla(cotangent: Array, kernel: Array, *, stride: int, shape: tuple[int, ...]) -> Array:
     images = jax.ShapeDtypeStruct(shape, cotangent.dtype)
     return jax.linear_transpose(lambda x: _convolve(x, kernel, stride), images)(cotangent)[0]
 
@@ -66,10 +82,13 @@ def _kernel_gradient(images: Array, cotangent: Array, stride: int, size: int) ->
     5.6 against 6.7 (32 → 32 at 16×16), 6.0 against 5.8 (64 → 64 at 8×8). Small images keep XLA's form.
     """
     by_xla = functools.partial(_kernel_gradient_by_xla, stride=stride, size=size)
-    if images.size < _WORTH_A_LOOP:
+    if onednn.takes(images, size):
+        on_cpu = functools.partial(onednn.kernel_gradient, stride=stride, size=size)
+    elif images.size < _WORTH_A_LOOP:
         return by_xla(images, cotangent)
-    by_products = functools.partial(_kernel_gradient_by_products, stride=stride, size=size)
-    return lax.platform_dependent(images, cotangent, cpu=by_products, default=by_xla)
+    else:
+        on_cpu = functools.partial(_kernel_gradient_by_products, stride=stride, size=size)
+    return lax.platform_dependent(images, cotangent, cpu=on_cpu, default=by_xla)
 
 
 def _kernel_gradient_by_xla(images: Array, cotangent: Array, *, stride: int, size: int) -> Array:
