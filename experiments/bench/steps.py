@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from abd_jax import models
 from abd_jax.attacks.objectives import hard_labels
@@ -121,5 +123,22 @@ def synthesis_update(setting: Setting) -> Step:
         state, metrics = dispatch.synthesize(run, Phase(), key, state, network, np.int32(update))
         update += 1
         jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def compilation(setting: Setting, cache: Path | None = None) -> Step:
+    """Traces and compiles a whole round as if for the first time, with JAX's compilation cache in `cache` or without.
+
+    A cache holds what takes a second or longer, as by default.
+    """
+    run, key, network = setting.begin()
+    state = _fresh(run, key, network)
+
+    def step() -> None:
+        jax.clear_caches()
+        jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
+        compilation_cache.reset_cache()
+        dispatch.compile_rounds(run, key, state, network)
 
     return step

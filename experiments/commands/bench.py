@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -13,12 +14,13 @@ import tyro
 from rich.table import Table
 
 from abd_jax import models
+from abd_jax.models import onednn
 from abd_jax.training.run_directory import device, versions, write_json
 from experiments.bench import steps, torch_process
 from experiments.bench.timing import Spread, alternate, elapsed, ratio
 from experiments.console import parse, stderr, stdout
 
-Part = Literal["training", "vaccine", "cycle", "sv", "abd", "deep_inversion", "cmi"]
+Part = Literal["training", "vaccine", "cycle", "sv", "abd", "deep_inversion", "cmi", "compile"]
 TRAINING, TRAINING_BAR = ("wrn-16-1", "wrn-16-2"), 1.0
 """Architectures, and how many times PyTorch's time is allowed."""
 GENERATOR_BAR, VACCINE_BAR = 1.5, 1.12
@@ -35,7 +37,8 @@ class Bench:
 
     parts: tuple[Part, ...] = get_args(Part)
     """What to time: supervised steps; the vaccine's cost; a ZSKT cycle without defense, with the vaccine, with both
-    parts of ABD; one synthesis update of DeepInversion and of CMI."""
+    parts of ABD; one synthesis update of DeepInversion and of CMI; the compilation of a cycle with both parts of ABD,
+    from nothing and from JAX's cache."""
     rounds: int = 7
     """Timed rounds; in each, everything compared is run once, in turn."""
     batch: int = 128
@@ -104,7 +107,10 @@ def main(argv: list[str]) -> None:
             "and lose more by that than ours: ratios to PyTorch flatter us, and no verdict on them is given"
         )
     table = Table("what", "ms: median (min–max)", "ratio: median (min–max)", "at most", "")
-    table.title = f"{options.side}×{options.side}×3, float32, {options.rounds} rounds in turn"
+    convolutions = "oneDNN" if onednn.chosen() else "XLA"
+    table.title = (
+        f"{options.side}×{options.side}×3, float32, our convolutions by {convolutions}, {options.rounds} rounds in turn"
+    )
     rows = []
     for row in _rows(options, busy):
         rows.append(row)
@@ -118,7 +124,14 @@ def main(argv: list[str]) -> None:
         settings = dataclasses.asdict(options) | {"json": str(options.json)}
         write_json(
             options.json,
-            {"options": settings, "device": device(), "load": load, "versions": versions(), "results": results},
+            {
+                "options": settings,
+                "convolutions": convolutions,
+                "device": device(),
+                "load": load,
+                "versions": versions(),
+                "results": results,
+            },
         )
 
 
@@ -132,6 +145,8 @@ def _rows(options: Bench, busy: bool) -> Iterator[Row]:
                 yield from _training(options, architecture, busy)
         elif part == "vaccine":
             yield from _vaccine(options)
+        elif part == "compile":
+            yield from _compilation(options)
         elif part in CYCLES:
             setting = _zskt(options, CYCLES[part])
             title = f"ZSKT cycle 1 + {options.updates}, defense {setting.defense}, batch {setting.batch}, {ends}"
@@ -203,3 +218,15 @@ def _vaccine(options: Bench) -> Iterator[Row]:
         seconds = alternate(timed, options.rounds, warm_up=1)
         yield Row(f"{title}, no defense", seconds["without"])
         yield Row(f"{title}, vaccine", seconds["with"], ratio(seconds["with"], seconds["without"]), bar)
+
+
+def _compilation(options: Bench) -> Iterator[Row]:
+    title = f"compilation of a ZSKT cycle, defense abd, {options.teacher} → {options.student}"
+    with tempfile.TemporaryDirectory() as folder:
+        timed = {
+            "from nothing": elapsed(steps.compilation(_zskt(options, "abd"))),
+            "from the cache": elapsed(steps.compilation(_zskt(options, "abd"), Path(folder))),
+        }
+        seconds = alternate(timed, options.rounds, warm_up=1)
+    yield Row(f"{title}, from nothing", seconds["from nothing"])
+    yield Row(f"{title}, from the cache", seconds["from the cache"], ratio(*reversed(seconds.values())))
