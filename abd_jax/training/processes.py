@@ -50,7 +50,8 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--coordinator {coordinator}: {error}") from error
+        where = " (auto works where JAX knows the cluster; else name HOST:PORT)" if coordinator == AUTO else ""
+        raise ValueError(f"--coordinator {coordinator}: {error}{where}") from error
 
 
 def several() -> bool:

@@ -44,6 +44,7 @@ BAD_INPUT = [
     ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
     ([*REPRODUCE, "--processes", "2"], "--processes and --process-id: need --coordinator"),
     ([*REPRODUCE, "--coordinator", "here:1", "--processes", "2"], "needs --processes and --process-id"),
+    ([*REPRODUCE, "--coordinator", "auto"], "else name HOST:PORT"),
     (["bench", "--parts", "cycles"], "'cycle', 'sv', 'abd'"),
     (["bench", "--teacher", "resnet-18"], "--teacher resnet-18: allowed are Wide ResNets"),
     (["bench", "--cmi-batch", "1"], "--cmi-batch 1: allowed are whole numbers from 2"),
