@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from abd_jax import data, models, synthesis
 from abd_jax.attacks.attack import ATTACKS, check_name
+from abd_jax.defenses import rivals
 from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
@@ -231,3 +232,16 @@ def check_teacher(preset: Preset, dataset: data.Dataset) -> None:
             f"teacher.target {preset.teacher.target}: allowed are the classes of {dataset.name}, "
             f"0 … {dataset.num_classes - 1}"
         )
+
+
+def unread(preset: Preset, defense: str) -> tuple[str, ...]:
+    """Groups of a preset's fields that say nothing under this defense, e.g. `vaccine`, `rivals.clp`."""
+    censors = uses_vaccine(defense) and preset.vaccine.censor
+    pastes = uses_retrospection(defense) and preset.retrospection.perturb == "inverted"
+    read = {
+        "vaccine": uses_vaccine(defense),
+        "retrospection": uses_retrospection(defense),
+        "inversion": censors or pastes,
+        "clean_kd": defense == "clean_kd",
+    } | {f"rivals.{name}": defense == name for name in rivals.NAMES}
+    return tuple(group for group, used in read.items() if not used)

@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from abd_jax.interop.description import Description
-from abd_jax.training import checkpoint, processes, speed, stage
+from abd_jax.training import checkpoint, config, processes, speed, stage
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
 from abd_jax.training.stage import Observer, Silent
 from experiments import presets
-from experiments.console import ProgressBar, choose, parse, stdout
+from experiments.console import ProgressBar, choose, parse, stderr, stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,15 @@ def warn(directory: Path) -> None:
     notes = json.loads((directory / "network" / checkpoint.NETWORK_FILE).read_text())
     if said := stage.warning(notes):
         stdout.print(said, highlight=False, markup=False)
+
+
+def warn_of_unread(argv: list[str], preset: Preset, defense: str) -> None:
+    """Names the options that were given and that this defense does not read."""
+    for group in config.unread(preset, defense):
+        prefix = f"--{group}.".replace("_", "-")
+        given = sorted({word.partition("=")[0] for word in argv if word.replace("_", "-").startswith(prefix)})
+        if given:
+            stderr.print(f"note: --defense {defense} does not read {', '.join(given)}", highlight=False)
 
 
 Together = Annotated[Several, tyro.conf.arg(name="")]

@@ -22,6 +22,7 @@ from experiments.commands._common import (
     print_speed,
     progress,
     warn,
+    warn_of_unread,
     with_preset,
 )
 from experiments.console import stdout
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> None:
     """Parses, distils and prints."""
     options = with_preset(Distill, argv, prog="distill", description="Distil one student from a teacher, without data.")
     options.several.join()
+    if processes.primary():
+        warn_of_unread(argv, options.preset, options.defense)
     devices = processes.over(options.devices)
     teacher, notes = read_described(options.teacher, options.file.description, options.preset.dtype)
     unknown = notes.get("dataset") is None  # a file, or a student that was distilled from one
