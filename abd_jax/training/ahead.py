@@ -16,10 +16,9 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -115,11 +114,24 @@ def with_batch(preset: Preset, batch: int) -> Preset:
     return dataclasses.replace(preset, student=dataclasses.replace(preset.student, batch=batch), synthesis=synthesis)
 
 
-def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
-    """Name, calls per round, and the traced form of everything that the last kind of round consists of.
+class Part(NamedTuple):
+    """A function that a round calls.
 
-    The last, `round`, is all of it as the one program that training runs.
+    Attributes:
+        name: of the function.
+        calls: per round.
+        images: in one call, over all devices.
+        traced: its traced form.
     """
+
+    name: str
+    calls: int
+    images: int
+    traced: Any
+
+
+def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[Part]:
+    """Everything that the last kind of round consists of; the last, `round`, is all of it as one program."""
     info = data.info(preset.dataset)
     everywhere, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     channels = info.image_shape[-1]
@@ -143,34 +155,31 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[tuple[str, i
     run = Distillation.make(preset, defense, teacher, split, info.classes)
     index = placed(jax.ShapeDtypeStruct((), np.int32))
     phase = run.phases()[-1]
-    updates = preset.student.updates
+    updates, batch = preset.student.updates, preset.student.batch
     if preset.synthesis.updates:
-        yield (
-            "synthesis update",
-            preset.synthesis.updates,
-            dispatch.synthesize.trace(run, phase, key, state, teacher, index),
-        )
-    yield (
-        "lesson",
-        updates if run.synthesizer.fresh else 1,
-        dispatch.teach.trace(run, phase, key, state, teacher, index),
-    )
+        traced = dispatch.synthesize.trace(run, phase, key, state, teacher, index)
+        yield Part("synthesis update", preset.synthesis.updates, getattr(preset.synthesis, "batch", batch), traced)
+    hunts = phase.retrospective and run.hunts
+    lessons = updates + hunts if run.synthesizer.fresh else 1
+    yield Part("lesson", lessons, batch, dispatch.teach.trace(run, phase, key, state, teacher, index))
     lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
     delta = []
     if phase.retrospective and not run.pastes:
         last = placed(jax.ShapeDtypeStruct(run.synthesizer.task.image_shape, np.float32))
         given = (key, state, teacher, lesson, index, last)
         ascent = jax.eval_shape(functools.partial(dispatch.begin_ascent, run), *given)
-        yield "ascent begun", updates, dispatch.begin_ascent.trace(run, *given)
-        ascent = jax.tree.map(
-            lambda leaf: placed(leaf, split if leaf.shape[:1] == (preset.student.batch,) else everywhere), ascent
-        )
+        yield Part("ascent begun", updates, batch, dispatch.begin_ascent.trace(run, *given))
+        images, clean = placed((ascent.images, ascent.clean), split)
+        ascent = dataclasses.replace(placed(ascent), images=images, clean=clean)
         steps = updates * preset.retrospection.ascent_steps
-        yield "ascent step", steps, dispatch.ascend.trace(run, ascent, state, teacher)
+        yield Part("ascent step", steps, len(ascent.images), dispatch.ascend.trace(run, ascent, state, teacher))
         delta = [ascent.delta]
-    yield "student update", updates, dispatch.study.trace(run, phase, key, state, lesson, index, *delta)
+    if hunts:
+        traced = dispatch.hunt.trace(run, key, state, lesson, index)
+        yield Part("hunt", preset.retrospection.hunt, batch, traced)
+    yield Part("student update", updates, batch, dispatch.study.trace(run, phase, key, state, lesson, index, *delta))
     parts = Parts(dispatch.repeat_on_device)
-    yield "round", 1, dispatch.whole_round.trace(run, phase, parts, key, state, teacher)
+    yield Part("round", 1, batch, dispatch.whole_round.trace(run, phase, parts, key, state, teacher))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +189,14 @@ class Facts:
     Attributes:
         name: of the function.
         calls: per round.
+        images: in one call, per device.
         flops, bytes: of one call; a loop's body counts once, so of `round` they say little. Where a compiler tells
             none, those of the traced program's products and convolutions, and `traffic` of the compiled one.
         memory: bytes of arguments, results and intermediate values while it runs.
         collectives: kind → (how many, bytes).
         host_transfers: instructions that reach the host.
         library_calls: kernels of cuDNN and cuBLAS → how many; a TPU has none.
-        fixed: bytes of arguments that do not grow with the batch.
+        fixed: bytes of the compiled program's arguments that do not grow with the batch.
         cycles: the sum that `cycles` reads; 0 if there is none.
         predicted: the compiler's own estimate of one call in seconds; None where it gives none.
         compile_seconds: how long compiling took here.
@@ -194,6 +204,7 @@ class Facts:
 
     name: str
     calls: int
+    images: int
     flops: float
     bytes: float
     memory: float
@@ -213,32 +224,27 @@ class Facts:
         """The roofline: no program with these flops and bytes takes less, in seconds."""
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
-    def largest_batch(self, chip: Chip, batch: int) -> int:
+    def largest_batch(self, chip: Chip) -> int:
         """An estimate: all memory but the fixed grows with the batch."""
-        return math.floor(batch * (chip.memory - self.fixed) / max(self.memory - self.fixed, 1))
+        return math.floor(self.images * (chip.memory - self.fixed) / max(self.memory - self.fixed, 1))
 
 
-def compiled_facts(name: str, calls: int, traced: Any, batches: Sequence[int] = ()) -> Facts:
-    """Compiles and reads.
-
-    Args:
-        name, calls, traced: as `functions` yields them.
-        batches: leading axes by which arguments are told that grow with the batch.
-    """
-    lowered = traced.lower()
-    arguments = jax.tree.leaves(lowered.args_info)
-    fixed = sum(_bytes(leaf) for leaf in arguments if not leaf.shape or leaf.shape[0] not in batches)
+def compiled_facts(part: Part) -> Facts:
+    """Compiles and reads."""
+    lowered = part.traced.lower()
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
     if cost is None:  # the GPU's compiler tells none
-        devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
-        cost = {"flops": speed.flops(traced.jaxpr) / devices, "bytes accessed": traffic(text)}
+        cost = {"flops": speed.flops(part.traced.jaxpr) / devices, "bytes accessed": traffic(text)}
     predicted = cost.get("optimal_seconds", -1.0)
+    images = part.images // devices
     return Facts(
-        name=name,
-        calls=calls,
+        name=part.name,
+        calls=part.calls,
+        images=images,
         flops=cost.get("flops", 0.0),
         bytes=cost.get("bytes accessed", 0.0),
         memory=memory.argument_size_in_bytes
@@ -251,14 +257,16 @@ def compiled_facts(name: str, calls: int, traced: Any, batches: Sequence[int] = 
         predicted=predicted if predicted > 0 else None,  # libtpu's is negative for float32
         compile_seconds=seconds,
         library_calls=dict(collections.Counter(_LIBRARY.findall(text))),
-        fixed=fixed,
+        fixed=fixed_bytes(text, images),
         cycles=cycles(text),
     )
 
 
-def _bytes(leaf: Any) -> int:
-    dtype = leaf.dtype if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.dtype(np.uint64)
-    return math.prod(leaf.shape) * dtype.itemsize
+def fixed_bytes(hlo: str, images: int) -> int:
+    """Bytes of a compiled program's arguments whose first axis is not one of that many images."""
+    entry = hlo[hlo.index("\nENTRY ") :]
+    shapes = [_SHAPE.findall(result)[0] for _, result, kind, _ in _INSTRUCTION.findall(entry) if kind == "parameter"]
+    return sum(_size(shape) for shape in shapes if shape[1].partition(",")[0] != str(images))
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:

@@ -45,6 +45,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another run; the message is one line."""
 
 
+class AnotherStructure(CheckpointError):
+    """A checkpoint whose arrays have other names, shapes or types than is asked for."""
+
+
 def _flat(tree: PyTree) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -58,6 +62,12 @@ def digest(tree: PyTree) -> str:
         total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
+
+
+def _form(tree: PyTree) -> str:
+    """SHA-256 over every leaf's path, dtype and shape: equal for all states of one run."""
+    leaves = sorted((name, str(leaf.dtype), tuple(leaf.shape)) for name, leaf in _flat(tree).items())
+    return hashlib.sha256(repr(leaves).encode()).hexdigest()
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
@@ -148,9 +158,9 @@ class Checkpoints:
         self.wait()
         if step in [known.step for known in self._checkpointer.checkpoints]:
             return
-        self._pending = self._checkpointer.save_async(
-            step, jax.tree.map(processes.saved_as, _flat(state)), force=True, custom_metadata={"digest": digest(state)}
-        )
+        notes = {"digest": digest(state), "form": _form(state)}
+        arrays = jax.tree.map(processes.saved_as, _flat(state))
+        self._pending = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=notes)
 
     def wait(self) -> None:
         """Waits for the save under way."""
@@ -171,17 +181,25 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
+            AnotherStructure: they are of other states than the template; they stay where they are.
         """
         steps = sorted((known.step for known in self._checkpointer.checkpoints), reverse=True)
-        abstract = {name: _abstract(leaf) for name, leaf in _flat(template).items()}
+        abstract, form = {name: _abstract(leaf) for name, leaf in _flat(template).items()}, _form(template)
         for step in steps:
             try:
-                metadata = self._checkpointer.checkpointables_metadata(step)
+                notes = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+                if notes.get("form", form) != form:
+                    raise AnotherStructure(
+                        f"checkpoint {self.directory / str(step)} is of another structure, as another version of "
+                        "abd_jax writes it: go on with that version, or start again with --overwrite"
+                    )
                 flat = _read(lambda: self._checkpointer.load(step, abstract))  # noqa: B023
                 state = _rebuilt(template, flat)
-                if digest(state) != (metadata.custom_metadata or {}).get("digest"):
+                if digest(state) != notes.get("digest"):
                     raise CheckpointError("its content does not match its digest")
                 return step, state
+            except AnotherStructure:
+                raise
             except Exception as error:  # Orbax reports damage as KeyError, ValueError, OSError and its own types
                 logger.warning("checkpoint %s is damaged (%s)", self.directory / str(step), _first_line(error))
                 self._set_aside(step)

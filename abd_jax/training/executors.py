@@ -107,8 +107,13 @@ class Local:
                 while waiting or busy:
                     while waiting and len(busy) < self.workers:
                         worker = idle.pop() if idle else _Worker(work, shares.pop())
+                        try:
+                            worker.pipe.send(waiting[0][0])
+                        except ConnectionError:  # it died while it was idle
+                            worker.stop(_PATIENCE)
+                            shares.append(worker.cores)
+                            continue
                         busy[worker] = waiting.popleft()
-                        worker.pipe.send(busy[worker][0])
                     multiprocessing.connection.wait([worker.pipe for worker in busy])  # a dead one's is at its end
                     for worker in [worker for worker in busy if worker.pipe.poll()]:
                         item, tries = busy.pop(worker)

@@ -269,6 +269,10 @@ class Matrix:
         """One per cell, as in `grid.json`."""
         return list(self._entries.values())
 
+    def state(self, cell: Cell) -> State:
+        """What became of a cell so far."""
+        return self._entries[cell.name]["state"]  # type: ignore[no-any-return]
+
     def rows(self) -> list[stage.Row]:
         places = (self.top / name / RESULT_FILE for name, entry in self._entries.items() if entry["state"] == "done")
         return [json.loads(place.read_text()) for place in places]
@@ -318,7 +322,8 @@ def run(
         waiting = [cell for cell in cells if not cell.done]
         for cell in [cell for cell in waiting if cell.defense is not None and not cell.teacher.done]:
             waiting.remove(cell)
-            end(cell, Outcome(error=f"no teacher: {cell.teacher.name} failed"))
+            failed = matrix.state(cell.teacher) == "failed"
+            end(cell, Outcome(error=f"no teacher: {cell.teacher.name} failed" if failed else None))
         for cell, result in execute(attempt, waiting):
             end(cell, Outcome(error=str(result)) if isinstance(result, Died) else result)
     return matrix

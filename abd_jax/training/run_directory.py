@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 
+from abd_jax.models import onednn
 from abd_jax.training import config as configs
 from abd_jax.training import processes
 
@@ -26,7 +27,7 @@ _NOT_COMPARED = ("versions", "device", "command", "started", "teacher.path")  # 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, "torch") if onednn.chosen() else PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -92,7 +93,8 @@ class RunDirectory:
 
     @classmethod
     def _make(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> None:
-        config = json.loads(json.dumps({**config, "versions": versions(), "device": device()}))
+        by = {"convolutions": "onednn"} if onednn.chosen() else {}
+        config = json.loads(json.dumps({**config, **by, "versions": versions(), "device": device()}))
         stored = path / CONFIG_FILE
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out {path}: is a file; allowed is a new or empty directory")

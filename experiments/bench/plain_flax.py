@@ -23,7 +23,7 @@ from jaxtyping import Array
 from abd_jax import data, models
 from abd_jax.attacks.objectives import hard_labels
 from abd_jax.models import Leaf, Network
-from abd_jax.training import sharding
+from abd_jax.training import ahead, sharding
 from abd_jax.training.config import Preset
 from abd_jax.training.teacher import Supervised, train_step
 
@@ -168,8 +168,8 @@ def training_step(
     return TrainState(optax.apply_updates(state.params, updates), batch_stats, optimizer), metrics
 
 
-def functions(preset: Preset, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
-    """Name, calls per round, and the traced form, as `ahead.functions` has them.
+def functions(preset: Preset, mesh: Mesh) -> Iterator[ahead.Part]:
+    """What to compare with the functions of `ahead.functions`.
 
     `plain student update` is of the preset's student. `training step` and `plain training step` are of its teacher's
     network at the student's batch, without augmentation: ours and plain Flax's.
@@ -213,16 +213,13 @@ def functions(preset: Preset, mesh: Mesh) -> Iterator[tuple[str, int, Any]]:
         shaped((batch,)),
     )
     traced = student_update.trace(module, adam, settings.attention, state(student, adam), lesson, *statistics)
-    yield "plain student update", settings.updates, traced
+    yield ahead.Part("plain student update", settings.updates, batch, traced)
     recipe = preset.teacher
     config = Supervised(100_000, batch, recipe.learning_rate, recipe.momentum, recipe.weight_decay, crop=0, flip=False)
     teacher, module = network(recipe.architecture), named(recipe.architecture, classes, preset.dtype)
     images, labels = shaped((batch, *info.image_shape), jnp.uint8), shaped((batch,), jnp.int32)
     key, ours = placed(jax.random.key(0)), placed(config.init(teacher))
-    yield (
-        "training step",
-        1,
-        train_step.trace(config, hard_labels, key, ours, None, images, labels, shaped((batch,), jnp.int32)),
-    )
+    traced = train_step.trace(config, hard_labels, key, ours, None, images, labels, shaped((batch,), jnp.int32))
+    yield ahead.Part("training step", 1, batch, traced)
     traced = training_step.trace(module, config.rule, state(teacher, config.rule), images, labels, *statistics)
-    yield "plain training step", 1, traced
+    yield ahead.Part("plain training step", 1, batch, traced)

@@ -127,6 +127,11 @@ def synthesis_update(setting: Setting) -> Step:
     return step
 
 
+def _cache_in(directory: Path | str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
+    compilation_cache.reset_cache()
+
+
 def compilation(setting: Setting, cache: Path | None = None) -> Step:
     """Traces and compiles a whole round as if for the first time, with JAX's compilation cache in `cache` or without.
 
@@ -137,8 +142,11 @@ def compilation(setting: Setting, cache: Path | None = None) -> Step:
 
     def step() -> None:
         jax.clear_caches()
-        jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
-        compilation_cache.reset_cache()
-        dispatch.compile_rounds(run, key, state, network)
+        before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+        try:
+            _cache_in(cache)
+            dispatch.compile_rounds(run, key, state, network)
+        finally:
+            _cache_in(before)
 
     return step

@@ -38,8 +38,12 @@ def torch_step(name: str, *arguments: str | int) -> Iterator[Callable[[], float]
     theirs.close()
 
     def step() -> float:
-        ours.send(True)
-        return ours.recv()
+        try:
+            ours.send(True)
+            return ours.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            raise ValueError(f"PyTorch's process ended with exit code {process.exitcode}, in {name}") from None
 
     try:
         yield step

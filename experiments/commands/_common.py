@@ -124,8 +124,8 @@ def with_preset(
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
     if method is None:
         named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        named.add_argument("--method", default=known[name].method)
-        preset = known[name].with_method(named.parse_known_args(rest)[0].method)
+        named.add_argument("--method", nargs="?", default=known[name].method)
+        preset = known[name].with_method(named.parse_known_args(rest)[0].method or known[name].method)
     else:
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)

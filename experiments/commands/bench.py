@@ -107,6 +107,8 @@ def main(argv: list[str]) -> None:
             "and lose more by that than ours: ratios to PyTorch flatter us, and no verdict on them is given"
         )
     table = Table("what", "ms: median (min–max)", "ratio: median (min–max)", "at most", "")
+    if onednn.chosen() and jax.device_count() > 1:
+        raise ValueError(f"--devices {options.devices}: {onednn.VARIABLE} onednn is for one device")
     convolutions = "oneDNN" if onednn.chosen() else "XLA"
     table.title = (
         f"{options.side}×{options.side}×3, float32, our convolutions by {convolutions}, {options.rounds} rounds in turn"

@@ -32,8 +32,8 @@ class Compile:
     defense: config.Defense = "abd"
     """Of its rounds the last kind is compiled."""
     functions: tuple[str, ...] = ()
-    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, student_update, round. And, if named, the same
-    mathematics in plain Flax, plain_student_update and plain_training_step, and our training_step beside the latter."""
+    """Only these: synthesis_update, lesson, ascent_begun, ascent_step, hunt, student_update, round. And, if named, the
+    same in plain Flax, plain_student_update and plain_training_step, and our training_step beside the latter."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write everything there."""
 
@@ -41,12 +41,13 @@ class Compile:
         for name in self.functions:
             choose("--functions", name, FUNCTIONS)
         if self.defense == "clean_kd":
-            raise ValueError("--defense clean_kd: has no rounds; allowed are none, sv, sr, abd")
+            allowed = [name for name in config.DEFENSES if name != "clean_kd"]
+            raise ValueError(f"--defense clean_kd: has no rounds; allowed are {', '.join(allowed)}")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
 
 
-OURS = ("synthesis_update", "lesson", "ascent_begun", "ascent_step", "student_update", "round")
+OURS = ("synthesis_update", "lesson", "ascent_begun", "ascent_step", "hunt", "student_update", "round")
 COMPARED = ("plain_student_update", "training_step", "plain_training_step")
 FUNCTIONS = dict.fromkeys((*OURS, *COMPARED))
 
@@ -75,40 +76,44 @@ def main(argv: list[str]) -> None:
     parts = [ahead.functions(preset, options.defense, mesh)] if set(wanted) & set(OURS) else []
     if set(wanted) & set(COMPARED):
         parts.append(plain_flax.functions(preset, mesh))
-    for name, calls, traced in itertools.chain(*parts):
-        if name.replace(" ", "_") not in wanted:
+    for part in itertools.chain(*parts):
+        if part.name.replace(" ", "_") not in wanted:
             continue
-        stderr.print(f"compiling: {name}", highlight=False)
-        own = getattr(preset.synthesis, "batch", preset.student.batch)
-        facts = ahead.compiled_facts(name, calls, traced, (preset.student.batch, own))
+        stderr.print(f"compiling: {part.name}", highlight=False)
+        facts = ahead.compiled_facts(part)
         found.append(
             dataclasses.asdict(facts)
-            | {"floor": facts.floor(chip), "by_cycles": facts.by_cycles(chip), "batch_per_device": per_device}
-            | {"largest_batch": facts.largest_batch(chip, per_device)}
+            | {"floor": facts.floor(chip), "by_cycles": facts.by_cycles(chip)}
+            | {"largest_batch": facts.largest_batch(chip)}
         )
         table.add_section()
-        for row in _rows(facts, chip, per_device):
+        for row in _rows(facts, chip):
             table.add_row(*row)
         if options.json:  # after each: a compiler that is stopped loses the one that it is at, not all
             write_json(options.json, header | {"functions": found})
         if len(found) == len(wanted):  # tracing the rest takes time too
             break
     stdout.print(table)
+    missing = set(options.functions) - {facts["name"].replace(" ", "_") for facts in found}
+    if missing:
+        raise ValueError(
+            f"--functions {' '.join(sorted(missing))}: this preset has none with --defense {options.defense}"
+        )
 
 
-def _rows(facts: ahead.Facts, chip: ahead.Chip, batch: int) -> list[tuple[str, str]]:
+def _rows(facts: ahead.Facts, chip: ahead.Chip) -> list[tuple[str, str]]:
     """One function's part of the table."""
     calls = f"{facts.name} (×{facts.calls} a round)" if facts.name != "round" else "the whole round, one program"
     memory = f"{facts.memory / 2**20:.0f} MiB of {chip.memory / 2**20:.0f}, {1 - facts.memory / chip.memory:.0%} left"
     moved = ", ".join(f"{n} {kind}, {size / 1e6:.3f} MB" for kind, (n, size) in facts.collectives.items())
     rows = [(calls, f"compiled in {facts.compile_seconds:.0f} s"), ("  memory", memory)]
-    rows.append(("  largest batch", f"about {facts.largest_batch(chip, batch)}, if memory grows with it"))
+    rows.append(("  largest batch", f"about {facts.largest_batch(chip)}, if memory grows with it"))
     if facts.name != "round":  # the cost analysis counts a loop's body once
         floor = facts.floor(chip)
         bound = "flops" if facts.flops / chip.flops == floor else "bytes"
         rows += [
             ("  flops", f"{facts.flops:.3g}"),
-            ("  bytes", f"{facts.bytes:.3g}, {facts.bytes / batch / 1e6:.2f} MB an image"),
+            ("  bytes", f"{facts.bytes:.3g}, {facts.bytes / facts.images / 1e6:.2f} MB an image of {facts.images}"),
             ("  floor", f"{1e3 * floor:.3f} ms, by {bound}"),
         ]
         if facts.predicted is None:

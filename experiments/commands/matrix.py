@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import shlex
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from abd_jax import data, synthesis
 from abd_jax.attacks.attack import check_name
@@ -16,6 +18,7 @@ from abd_jax.report import results_table, write_matrix_page
 from abd_jax.settings import check_seeds
 from abd_jax.training import checks, config, executors, matrix, stage
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
+from experiments import process
 from experiments.commands._common import PresetFields, existing, with_preset
 from experiments.console import PROGRAM, stderr, stdout
 
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> None:
     """Parses once per method, trains every cell that is not done, and prints the table."""
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     found.add_argument("--methods", nargs="*", default=[])
-    found.add_argument("--method")
+    found.add_argument("--method", nargs="?")
     asked = found.parse_known_args(argv)[0]
     if asked.method is not None:
         raise ValueError(f"--method {asked.method}: a matrix has --methods {asked.method}")
@@ -120,6 +123,7 @@ def main(argv: list[str]) -> None:
     }
     shared = {name: value for name, value in describe(options.preset)["preset"].items() if name in ("dataset", "dtype")}
     RunDirectory.open(options.out, {"preset": shared, **facts}, existing(options.resume, options.overwrite))
+    matrix.check([*teachers, *students])
     stored = json.loads((top / CONFIG_FILE).read_text())
     write_json(top / CONFIG_FILE, stored | {"command": facts["command"]})  # the grid may have grown
 
@@ -136,19 +140,35 @@ def main(argv: list[str]) -> None:
         write_matrix_page(top)
 
     try:
-        grid = matrix.run(top, teachers, students, execute, tell)
+        grid = matrix.run(top, teachers, students, functools.partial(_tuned, execute), tell)
     except executors.Terminated as error:
         raise stage.Interrupted(f"{options.out}: {error}") from error
     page = write_matrix_page(top)
     stdout.print(results_table(grid.rows()))
     stdout.print(f"results: {options.out / matrix.RESULTS_FILE}\nreport:  {options.out / page.name}", highlight=False)
-    failed = [entry for entry in grid.entries if entry["state"] == "failed"]
+    names = {cell.name for cell in (*teachers, *students)}  # the page may have more cells, of other calls
+    entries = [entry for entry in grid.entries if entry["name"] in names]
+    failed = [entry for entry in entries if entry["state"] == "failed"]
     if failed:
         first = failed[0]
         raise ValueError(
-            f"{len(failed)} of {len(grid.entries)} cells failed, first {first['name']} ({first['error']}; log: "
+            f"{len(failed)} of {len(entries)} cells failed, first {first['name']} ({first['error']}; log: "
             f"{options.out / first['log']}); the others are done; --resume tries the failed ones again"
         )
+    if stopped := sum(entry["state"] == "waiting" for entry in entries):
+        raise stage.Interrupted(
+            f"{options.out}: {stopped} of {len(entries)} cells were told to stop: go on with --resume"
+        )
+
+
+def _tuned(execute: executors.Execute, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """The executor, whose workers take this process's settings before they work."""
+    return execute(functools.partial(_tune_and, work), items)
+
+
+def _tune_and(work: Callable[[Any], Any], item: Any) -> Any:
+    process.tune()
+    return work(item)
 
 
 def _executor(options: MatrixOptions, top: Path) -> executors.Execute:

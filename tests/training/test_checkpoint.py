@@ -130,6 +130,16 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path):
     checkpoints.close()
 
 
+def test_a_checkpoint_of_another_structure_is_no_damage(tmp_path):
+    saved(tmp_path / "own", [1, 2])
+    checkpoints = Checkpoints(tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"2 is of another structure, as another version"):
+        checkpoints.load({"renamed": tree()})
+    assert checkpoints.load(tree())[0] == 2
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
 def test_network_round_trip(tmp_path):
     original = network(classes=10)
     content = checkpoint.save_network(tmp_path / "n", original, "wrn-10-1", {"trigger": "blend"})
