@@ -10,6 +10,23 @@ def square(number):
     return number**2, os.getpid()
 
 
+def idle_until(item):
+    """`pid`: this process's, at once. `kill`: kills the process that the file names, then itself, once."""
+    what, path = item
+    path = Path(path)
+    if what == "pid":
+        path.write_text(str(os.getpid()))
+    elif not (done := path.with_suffix(".done")).exists():
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.3)  # its result is out, and it idles
+        done.touch()
+        os.kill(int(path.read_text()), signal.SIGKILL)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return what
+
+
 def die(item):
     """Kills its process as long as the file has fewer lines than asked for."""
     path, times = item

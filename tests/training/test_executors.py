@@ -40,6 +40,11 @@ def test_a_killed_worker_is_replaced_and_its_item_tried_again(make, tmp_path):
     assert isinstance(found[always], Died) and "died 2 times" in str(found[always])
 
 
+def test_a_worker_that_dies_while_it_is_idle_is_replaced(tmp_path):
+    items = [(what, str(tmp_path / "pid")) for what in ("pid", "kill")]
+    assert dict(Local(2)(chores.idle_until, items)) == {item: item[0] for item in items}
+
+
 def test_a_worker_lives_from_item_to_item():
     assert len({pid for _, (_, pid) in Local(1)(chores.square, [1, 2, 3])}) == 1
 

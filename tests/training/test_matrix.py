@@ -120,6 +120,12 @@ def test_a_dead_worker_is_marked_and_a_stopped_cell_waits(tmp_path, trained):
     assert json.loads((top / "grid.json").read_text())[1]["error"] == "killed"
 
 
+def test_students_of_a_teacher_that_was_stopped_wait_for_it(tmp_path, trained):
+    top = tmp_path / "m"
+    matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, matrix.Outcome()) for item in items))
+    assert set(states(top).values()) == {"waiting"}
+
+
 def test_other_settings_are_refused_where_they_matter_and_only_there(tmp_path, trained):
     names, _ = trained
     top = tmp_path / "m"
