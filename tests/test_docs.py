@@ -1,4 +1,4 @@
-"""The documentation: the tutorial runs, every option that is named exists, every page is in the site."""
+"""The documentation: the tutorial runs, every option of the published code is mapped, every page is in the site."""
 
 import dataclasses
 import re

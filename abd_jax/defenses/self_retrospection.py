@@ -98,7 +98,8 @@ class RetrospectionConfig:
             self,
             positive=("ascent_rate", "fixed_point_rate", "restart"),
             nonnegative=("sigma", "epsilon", "pixels", "weight", "decay", "ascent_steps", "iterations", "hunt"),
-            shares=("portion", "start_fraction", "ascent_share", "drop"),
+            shares=("portion", "start_fraction", "drop"),
+            up_to_one=("ascent_share",),
         )
 
     def perturbed(self, batch: int) -> int:

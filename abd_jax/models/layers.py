@@ -1,9 +1,9 @@
 """Layers that every network shares: the convolution and batch normalization.
 
 The convolution computes what `lax.conv_general_dilated` computes; its kernel gradient has a second form, for large
-images on CPU, where XLA's own is slow, and all of it another, by oneDNN (see `onednn`). Batch normalization returns the
-statistics that it saw, so that one forward pass serves distillation, DeepInversion and the update of the running
-statistics.
+images on CPU, where XLA's own is slow. On CPU, oneDNN can compute it and both gradients instead (see `onednn`). Batch
+normalization returns the statistics that it saw, so that one forward pass serves distillation, DeepInversion and the
+update of the running statistics.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ class Chip:
 
 CHIPS = {
     # https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
-    "v4": Chip(275e12, 1228e9, 32 * 2**30, 1.05e9),
-    "v5e": Chip(197e12, 819e9, 16 * 2**30, 1.5e9),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 1.75e9),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30),
+    "v4": Chip(speed.PEAKS["TPU v4"], 1228e9, 32 * 2**30, 1.05e9),
+    "v5e": Chip(speed.PEAKS["TPU v5e"], 819e9, 16 * 2**30, 1.5e9),
+    "v5p": Chip(speed.PEAKS["TPU v5p"], 2765e9, 95 * 2**30, 1.75e9),
+    "v6e": Chip(speed.PEAKS["TPU v6e"], 1640e9, 32 * 2**30),
     # https://www.nvidia.com/en-us/data-center/h100: SXM5, dense
-    "h100": Chip(989e12, 3350e9, 80 * 2**30),
+    "h100": Chip(speed.PEAKS["NVIDIA H100 80GB HBM3"], 3350e9, 80 * 2**30),
 }
 """Name → its makers' figures."""
 

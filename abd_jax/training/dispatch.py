@@ -1,7 +1,7 @@
 """How a round reaches the device: the one place that asks what the backend is.
 
 On TPU and GPU a round is one compiled program with `lax.scan` inside. On CPU, XLA runs convolutions inside loops
-several times slower, so the same functions are compiled as two programs and the loop is Python's; nothing waits.
+several times slower, so the same functions are compiled one by one and the loop is Python's; nothing waits.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE, RunDirector
 
 GRID_FILE, RESULTS_FILE = "grid.json", "results.json"
 State = Literal["done", "failed", "waiting"]
-_ONLY_FOR = {"vaccine": config.uses_vaccine, "retrospection": config.uses_retrospection}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +89,9 @@ class Cell:
             kept = {name: settings[name] for name in ("dataset", "dtype", "teacher")}
             return {"preset": kept, "role": "teacher", **facts}
         del settings["trigger"]  # the preset's default: not this cell's
-        for name, used in _ONLY_FOR.items():
-            if not used(self.defense):
-                del settings[name]
-        if not any(used(self.defense) for used in _ONLY_FOR.values()):
-            del settings["inversion"]
-        if self.defense != "clean_kd":
-            del settings["clean_kd"]
-        settings["rivals"] = {name: values for name, values in settings["rivals"].items() if name == self.defense}
+        for group in config.unread(self.preset, self.defense):
+            owner, _, name = group.rpartition(".")
+            del (settings[owner] if owner else settings)[name]
         teacher = {"path": self.teacher.name, "digest": self.teacher.notes["digest"]}
         return {"preset": settings, "role": "student", "defense": self.defense, "teacher": teacher, **facts}
 

@@ -1,7 +1,8 @@
 """Wide residual networks and their updates as one writes them in Flax with nothing of this library: for comparison.
 
 `nn.Conv`, `nn.BatchNorm`, `jax.value_and_grad`, optax. The mathematics is that of `models.wide_resnet`,
-`training.distill.study` and `training.teacher.train_step`, and the variables have the same names, so that a network's
+`training.distill.study` (with Adam, and KL at T = 1 summed over classes, whatever the preset says: next to the rest
+these cost nothing) and `training.teacher.train_step`, and the variables have the same names, so that a network's
 variables serve both. `compile --functions plain_student_update` compiles it beside ours.
 """
 

@@ -405,7 +405,7 @@ def test_a_sparse_perturbation_keeps_whole_pixels():
         ({"ascent_rate": 0.0}, "retrospection.ascent_rate 0.0: allowed are numbers above 0"),
         ({"fixed_point_rate": 0.0}, "retrospection.fixed_point_rate 0.0: allowed are numbers above 0"),
         ({"pixels": -1}, "retrospection.pixels -1: allowed are whole numbers from 0"),
-        ({"ascent_share": 1.1}, r"retrospection.ascent_share 1.1: allowed is \[0, 1\]"),
+        ({"ascent_share": 0.0}, r"retrospection.ascent_share 0.0: allowed is \(0, 1\]"),
         ({"portion": 1.5}, r"retrospection.portion 1.5: allowed is \[0, 1\]"),
         ({"restart": 0}, "retrospection.restart 0: allowed are whole numbers from 1"),
         ({"hunt": -1}, "retrospection.hunt -1: allowed are whole numbers from 0"),

@@ -50,5 +50,5 @@ def damage(path: Path) -> Iterator[None]:
     except Exception as error:  # decoders raise almost anything on what they were not made for
         if isinstance(error, OSError) and error.filename is not None:
             raise  # it could not be opened: the system's word, not the content's
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: damaged, or another file than its name says ({reason})") from error
