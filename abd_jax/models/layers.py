@@ -193,13 +193,13 @@ def Conv(features: int, size: int = 3, stride: int = 1, **options) -> nn.Conv:
 
 @jax.custom_vjp
 def permute(x: Array, order: Array) -> Array:
-    """Reorders the channels of each copy in a batch of copies: `x[i, …, c] → x[i, …, order[i, c]]`.
+    """Reorders the channels of each copy of an image: `x[b·n + i, …, c] → x[b·n + i, …, order[i, c]]`, n copies each.
 
     Each row of `order` is a permutation, so the transpose is the same gather with the inverse one; JAX's own is a
     scatter, which on CPU takes 10 to 15 times as long (43 against 3 ms for `[384, 16, 16, 64]`).
     """
-    copies = x.reshape(order.shape[0], -1, *x.shape[1:])
-    take = jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1, mode="clip"))
+    copies = x.reshape(-1, order.shape[0], *x.shape[1:])
+    take = jax.vmap(lambda copy, channels: jnp.take(copy, channels, axis=-1, mode="clip"), in_axes=(1, 0), out_axes=1)
     return take(copies, order).reshape(x.shape)
 
 

@@ -84,13 +84,15 @@ class Network:
         """Logits from `Forward.entries[entry]` on, for one or several copies of the network.
 
         Copy i reads, in front of each kernel named in `gathers`, its input channels in the order `gathers[name][i]`.
-        All copies are one pass of the same weights over a batch of `copies · batch`.
+        All copies are one pass of the same weights over a batch of `batch · copies`, an image's copies side by side, so
+        that they stay on the image's device.
         """
         gathers = dict(gathers or {})
         copies = next(iter(gathers.values())).shape[0] if gathers else 1
-        tiled = jnp.broadcast_to(activation, (copies, *activation.shape)).reshape(-1, *activation.shape[1:])
-        logits = self.module.apply(self.variables, tiled, entry, gathers, method="tail")
-        return logits.reshape(copies, activation.shape[0], -1)
+        wide = (len(activation), copies, *activation.shape[1:])
+        repeated = jnp.broadcast_to(activation[:, None], wide).reshape(-1, *activation.shape[1:])
+        logits = self.module.apply(self.variables, repeated, entry, gathers, method="tail")
+        return logits.reshape(len(activation), copies, -1).swapaxes(0, 1)
 
     def absorb(self, forward: Forward) -> Network:
         """Moves the batch statistics of a pass into the running ones, by a tenth; nothing without normalization."""

@@ -103,6 +103,12 @@ def test_eight_devices_exchange_gradients_and_statistics_and_no_more():
     assert facts.host_transfers == 0
 
 
+def test_shuffled_copies_stay_where_their_images_are():
+    """The vaccine's copies of an image lie beside it: no device asks another for activations."""
+    for part in _parts("sv", 8):
+        assert ahead.compiled_facts(part).collectives.keys() <= {"all-reduce"}, part.name
+
+
 def per_round():
     """Lowered flops and bytes of everything in a round, and how often the host compiles and dispatches."""
     rounds = {}
