@@ -159,9 +159,7 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[Part]:
     if preset.synthesis.updates:
         traced = dispatch.synthesize.trace(run, phase, key, state, teacher, index)
         yield Part("synthesis update", preset.synthesis.updates, getattr(preset.synthesis, "batch", batch), traced)
-    hunts = phase.retrospective and run.hunts
-    lessons = updates + hunts if run.synthesizer.fresh else 1
-    yield Part("lesson", lessons, batch, dispatch.teach.trace(run, phase, key, state, teacher, index))
+    yield Part("lesson", run.lessons(phase), batch, dispatch.teach.trace(run, phase, key, state, teacher, index))
     lesson = placed(jax.eval_shape(functools.partial(dispatch.teach, run, phase), key, state, teacher, index)[0], split)
     delta = []
     if phase.retrospective and not run.pastes:
@@ -174,7 +172,7 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[Part]:
         steps = updates * preset.retrospection.ascent_steps
         yield Part("ascent step", steps, len(ascent.images), dispatch.ascend.trace(run, ascent, state, teacher))
         delta = [ascent.delta]
-    if hunts:
+    if run.hunts_in(phase):
         traced = dispatch.hunt.trace(run, key, state, lesson, index)
         yield Part("hunt", preset.retrospection.hunt, batch, traced)
     yield Part("student update", updates, batch, dispatch.study.trace(run, phase, key, state, lesson, index, *delta))

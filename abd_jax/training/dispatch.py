@@ -140,9 +140,7 @@ def compile_rounds(
     for phase in run.phases():
         work.clear()
         synthesis, _ = compiled(preset.synthesis.updates, synthesize, (run, phase), key, state, teacher, index)
-        hunts = phase.retrospective and run.hunts
-        lessons = updates + hunts if run.synthesizer.fresh else 1
-        teaching, (lesson, _) = compiled(lessons, teach, (run, phase), key, state, teacher, index)
+        teaching, (lesson, _) = compiled(run.lessons(phase), teach, (run, phase), key, state, teacher, index)
         parts, delta = Parts(repeat_from_host, synthesis, teaching), []
         if phase.retrospective and not run.pastes:
             last = np.zeros(run.synthesizer.task.image_shape, np.float32)
@@ -150,7 +148,7 @@ def compile_rounds(
             step, ascent = compiled(updates * settings.ascent_steps, ascend, (run,), ascent, state, teacher)
             parts = dataclasses.replace(parts, begin_ascent=begin, ascend=step)
             delta = [ascent.delta]
-        if hunts:
+        if run.hunts_in(phase):
             hunting, _ = compiled(settings.hunt, hunt, (run,), key, state, lesson, index)
             parts = dataclasses.replace(parts, hunt=hunting)
         second_half, _ = compiled(updates, study, (run, phase), key, state, lesson, index, *delta)

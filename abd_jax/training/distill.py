@@ -142,6 +142,14 @@ class Distillation:
         """Whether a trigger is sought in the student too."""
         return self.pastes and self.preset.retrospection.hunt > 0
 
+    def hunts_in(self, phase: Phase) -> bool:
+        """Whether it is sought in this kind of round."""
+        return phase.retrospective and self.hunts
+
+    def lessons(self, phase: Phase) -> int:
+        """How many a round has: one that all updates share; or one for each, and one more to hunt on."""
+        return self.preset.student.updates + self.hunts_in(phase) if self.synthesizer.fresh else 1
+
     @property
     def rule(self) -> optax.GradientTransformation:
         student = self.preset.student
@@ -455,7 +463,7 @@ def distill_round(
             state,
             run.preset.synthesis.updates,
         )
-    hunts = phase.retrospective and run.hunts
+    hunts = run.hunts_in(phase)
     if hunts or not run.synthesizer.fresh:
         shared = parts.teach(run, phase, key, state, teacher, np.int32(0))
     if hunts:

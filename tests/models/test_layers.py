@@ -39,6 +39,18 @@ def relative_error(value, expected):
     return np.abs(value - expected).max() / np.abs(expected).max()
 
 
+def gradients(convolve, stride, directions):
+    """Of a loss in (images, kernel), and of that gradient's product with the directions."""
+
+    def loss(arguments):
+        return jnp.sum(jnp.sin(convolve(*arguments, stride)))
+
+    def slope(arguments):
+        return sum(jnp.vdot(g, d) for g, d in zip(jax.grad(loss)(arguments), directions, strict=True))
+
+    return jax.grad(loss), jax.grad(slope)
+
+
 @pytest.fixture(params=["small", "large"])
 def form(request, monkeypatch):
     """Both forms of the kernel gradient at sizes that tests can afford; large images are taken in slices of a batch."""
@@ -60,17 +72,11 @@ def test_gradients_equal_xlas(form, shape):
     """First order, and second order in every direction, mixed ones too."""
     batch, height, width, inputs, outputs, stride, size = shape
     images, kernel = normal(0, batch, height, width, inputs), normal(1, size, size, inputs, outputs)
-    directions = normal(2, *images.shape), normal(3, *kernel.shape)
+    arguments, directions = (images, kernel), (normal(2, *images.shape), normal(3, *kernel.shape))
 
     def derivatives(convolve):
-        def loss(arguments):
-            return jnp.sum(jnp.sin(convolve(*arguments, stride)))
-
-        def slope(arguments):
-            gradients = jax.grad(loss)(arguments)
-            return sum(jnp.vdot(g, d) for g, d in zip(gradients, directions, strict=True))
-
-        return jax.jit(lambda arguments: (jax.grad(loss)(arguments), jax.grad(slope)(arguments)))((images, kernel))
+        first, second = gradients(convolve, stride, directions)
+        return jax.jit(lambda arguments: (first(arguments), second(arguments)))(arguments)
 
     ours, xlas = jax.tree.leaves(derivatives(convolution)), jax.tree.leaves(derivatives(xla_convolution))
     assert len(ours) == 4

@@ -9,7 +9,7 @@ from abd_jax.models import create, layers, onednn
 from abd_jax.models.layers import convolution
 from abd_jax.training import speed
 from tests import reference
-from tests.models.test_layers import SHAPES, normal, relative_error, xla_convolution
+from tests.models.test_layers import SHAPES, gradients, normal, relative_error, xla_convolution
 
 CALLBACK = "xla_buffer_python_cpu_callback"
 
@@ -48,24 +48,19 @@ def test_gradients_equal_xlas(chosen, shape):
     directions = normal(2, *images.shape), normal(3, *kernel.shape)
 
     def derivatives(convolve):
-        def loss(arguments):
-            return jnp.sum(jnp.sin(convolve(*arguments, stride)))
-
-        def slope(arguments):
-            gradients = jax.grad(loss)(arguments)
-            return sum(jnp.vdot(g, d) for g, d in zip(gradients, directions, strict=True))
+        first, second = gradients(convolve, stride, directions)
 
         def step(total, factor):
-            return jax.tree.map(jnp.add, total, jax.grad(loss)((images, kernel * factor))), None
+            return jax.tree.map(jnp.add, total, first((images, kernel * factor))), None
 
         start = jax.tree.map(jnp.zeros_like, (images, kernel))
         several = jnp.stack([kernel, 2 * kernel])
         return jax.jit(
             lambda both: (
-                jax.grad(loss)(both),
-                jax.grad(slope)(both),
+                first(both),
+                second(both),
                 jax.lax.scan(step, start, jnp.array([1.0, 0.5]))[0],
-                jax.vmap(lambda w: jax.grad(loss)((images, w)))(several),
+                jax.vmap(lambda w: first((images, w)))(several),
             )
         )((images, kernel))
 
