@@ -1,6 +1,7 @@
 """Facts of the compiled functions: what moves between devices, and what may not grow unnoticed."""
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -12,8 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from abd_jax.synthesis.cmi import CMIConfig
-from abd_jax.training import ahead, dispatch, sharding
-from abd_jax.training.distill import Distillation
+from abd_jax.training import ahead, dispatch, distill, sharding
+from abd_jax.training.distill import Distillation, Parts
 from tests.training import small
 
 pytestmark = pytest.mark.optax
@@ -163,6 +164,18 @@ def test_the_host_dispatches_as_often_as_the_parts_say(monkeypatch, kind, preset
     assert counts == {"compilations": programs, "dispatches": 0}
     rounds[last](small.key(), state, small.teacher())
     assert counts["dispatches"] == json.loads(GOLDEN.read_text())[kind]["dispatches"]
+
+
+@pytest.mark.parametrize("method", ["zskt", "dafl"])
+@pytest.mark.parametrize("defense", ["none", "abd"])
+def test_a_round_has_as_many_lessons_as_are_counted(method, defense):
+    """One for all updates, or one for each; one more where a trigger is hunted on images that no update shares."""
+    run = Distillation.make(small.INVERTED.with_method(method), defense, small.teacher())
+    phase, taught = run.phases()[-1], []
+    parts = Parts(dispatch.repeat_from_host, teach=lambda *given: taught.append(given) or distill.teach(*given))
+    state = run.init(small.key(), small.teacher())
+    jax.eval_shape(functools.partial(distill.distill_round, run, phase, parts), small.key(), state, small.teacher())
+    assert len(taught) == run.lessons(phase) == {"zskt": 1, "dafl": 2 + (defense == "abd")}[method]
 
 
 def test_another_batch():
