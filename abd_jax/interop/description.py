@@ -45,6 +45,11 @@ class Description:
             values = getattr(self, name)
             if values and (len(values) not in (1, 3) or not all(map(math.isfinite, values))):
                 raise ValueError(f"{name} {_shown(values)}: allowed are 1 or 3 finite numbers, one per channel")
+        if any(not 0 <= value <= 1 for value in self.mean) or any(value > 1 for value in self.std):
+            raise ValueError(
+                f"mean {_shown(self.mean)}, std {_shown(self.std)}: allowed are at most 1, since they are of images in "
+                "[0, 1]; divide what is of 0 … 255 by 255"
+            )
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std {_shown(self.std)}: allowed are numbers above 0")
         if self.mean and self.std and len(self.mean) != len(self.std):

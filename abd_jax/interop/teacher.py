@@ -73,10 +73,12 @@ def read_described(path: Path, given: Description, dtype: str | None = None) -> 
     Raises:
         ValueError: as `read_teacher`.
     """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or directory")
     if not path.is_file():
         if given != Description():
             said = ", ".join(name for name, value in vars(given).items() if value not in (None, ()))
-            raise ValueError(f"{path}: no such file; {said} can be said of a file alone, a directory tells it itself")
+            raise ValueError(f"{path}: a directory; {said} can be said of a file alone, a directory tells it itself")
         inner = path / "network"
         network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
         if dtype is None:

@@ -50,6 +50,8 @@ def test_what_is_said_counts_before_the_file_beside_and_that_before_the_metadata
         ("mean: [a]", "mean: expected a number, found str"),
         ("mean: .nan", "mean nan: allowed are 1 or 3 finite numbers"),
         ("std: 0", "std 0.0: allowed are numbers above 0"),
+        ("mean: 125\nstd: 0.2", "mean 125.0, std 0.2: allowed are at most 1"),
+        ("mean: 0.5\nstd: 63", "divide what is of 0 … 255 by 255"),
         ("num_classes: true", "num_classes: expected a whole number, found bool"),
         ("num_classes: 1000000000", "num_classes 1000000000: allowed are 2 … 100000"),
         ("image_size: [8, 8, 8]", "image_size 8 8 8: allowed are one or two sides of 8–64 pixels"),
