@@ -95,8 +95,8 @@ def test_checkpoint_keys(depth, width, channels, side):
 
 def test_the_training_step_learns():
     """What the bench times is a training step: the loss falls."""
-    from experiments.bench.torch_networks import training_step
+    from experiments.bench.torch_steps import training_step
 
-    step = training_step(10, 1, batch=16, side=8)
+    step = training_step("wrn-10-1", batch=16, side=8)
     assert step() > [step() for _ in range(20)][-1]
     assert jnp.isfinite(step())
