@@ -24,7 +24,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from abd_jax import data, models
-from abd_jax.training import dispatch, sharding, speed
+from abd_jax.training import dispatch, lockstep, sharding, speed
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Distillation, Parts
 
@@ -130,8 +130,11 @@ class Part(NamedTuple):
     traced: Any
 
 
-def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[Part]:
-    """Everything that the last kind of round consists of; the last, `round`, is all of it as one program."""
+def functions(preset: Preset, defense: str, mesh: Mesh, together: int = 1) -> Iterator[Part]:
+    """Everything that the last kind of round consists of; the last, `round`, is all of it as one program.
+
+    With several runs `together`, that one program is of them all, and its images are those of one.
+    """
     info = data.info(preset.dataset)
     everywhere, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     channels = info.image_shape[-1]
@@ -176,8 +179,11 @@ def functions(preset: Preset, defense: str, mesh: Mesh) -> Iterator[Part]:
         traced = dispatch.hunt.trace(run, key, state, lesson, index)
         yield Part("hunt", preset.retrospection.hunt, batch, traced)
     yield Part("student update", updates, batch, dispatch.study.trace(run, phase, key, state, lesson, index, *delta))
-    parts = Parts(dispatch.repeat_on_device)
-    yield Part("round", 1, batch, dispatch.whole_round.trace(run, phase, parts, key, state, teacher))
+    if together == 1:
+        whole = dispatch.whole_round.trace(run, phase, Parts(dispatch.repeat_on_device), key, state, teacher)
+    else:
+        whole = lockstep.whole_rounds.trace(run, phase, (key,) * together, (state,) * together, (teacher,) * together)
+    yield Part("round", 1, batch, whole)
 
 
 @dataclasses.dataclass(frozen=True)

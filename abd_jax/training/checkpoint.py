@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,12 +89,12 @@ def _read(load: Callable[[], Loaded]) -> Loaded:
     Raises:
         CheckpointError: Orbax could not read it; it reports that as KeyError, ValueError, OSError and its own types.
     """
-    with _abandoned_reads_unreported():
+    with _alone(), _abandoned_reads_unreported():
         try:
             return load()
         except Exception as error:
             reason = _first_line(error)
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 30
         gc.collect()
         while any(map(_is_orbax_read, gc.get_objects())) and time.monotonic() < give_up:
             time.sleep(0.01)  # those that TensorStore has not finished are held by it
@@ -132,6 +133,34 @@ def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
     return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
 
 
+@dataclasses.dataclass
+class _Save:
+    """A save under way, whose failure is told to everyone who asks."""
+
+    pending: Any
+    error: Exception | None = None
+
+    def finish(self) -> None:
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            try:
+                pending.result()
+            except Exception as error:
+                self.error = error
+
+
+_turn = threading.RLock()
+_under_way = _Save(None)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """A thread's turn with Orbax, which mixes up the directories of two saves in one process."""
+    with _turn:
+        _under_way.finish()
+        yield
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest two, each saved in the background.
 
@@ -141,13 +170,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=_POLICIES.FixedIntervalPolicy(1),
-            preservation_policy=_KEEP.LatestN(2),
-            cleanup_tmp_directories=True,
-        )
-        self._pending: Any = None
+        with _alone():
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory,
+                save_decision_policy=_POLICIES.FixedIntervalPolicy(1),
+                preservation_policy=_KEEP.LatestN(2),
+                cleanup_tmp_directories=True,
+            )
+        self._save = _Save(None)
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts a save of the state after `step`; waits for the one before.
@@ -155,21 +185,24 @@ class Checkpoints:
         Raises:
             CheckpointError: the save before could not be written.
         """
+        global _under_way
         self.wait()
         if step in [known.step for known in self._checkpointer.checkpoints]:
             return
         notes = {"digest": digest(state), "form": _form(state)}
         arrays = jax.tree.map(processes.saved_as, _flat(state))
-        self._pending = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=notes)
+        with _alone():
+            pending = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=notes)
+            self._save = _under_way = _Save(pending)
 
     def wait(self) -> None:
         """Waits for the save under way."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            try:
-                pending.result()
-            except Exception as error:
-                raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+        with _turn:
+            done, self._save = self._save, _Save(None)
+            done.finish()
+        if done.error is not None:
+            reason = _first_line(done.error)
+            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {reason}") from done.error
 
     def load(self, template: Tree) -> tuple[int, Tree] | None:
         """The newest checkpoint that verifies, as (step, state); None if there is none at all.
@@ -187,7 +220,8 @@ class Checkpoints:
         abstract, form = {name: _abstract(leaf) for name, leaf in _flat(template).items()}, _form(template)
         for step in steps:
             try:
-                notes = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+                with _alone():
+                    notes = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
                 if notes.get("form", form) != form:
                     raise AnotherStructure(
                         f"checkpoint {self.directory / str(step)} is of another structure, as another version of "
@@ -215,12 +249,14 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside / str(step))
         processes.meet("a damaged checkpoint aside")
-        self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
+        with _alone():
+            self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""
         self.wait()
-        self._checkpointer.close()
+        with _alone():
+            self._checkpointer.close()
 
 
 def _first_line(error: Exception) -> str:
@@ -248,7 +284,8 @@ def save_network(directory: Path, network: Network, architecture: str, notes: Ma
     processes.meet("a place for a network")
     variables = _flat(dict(network.variables))
     content = digest(variables)
-    ocp.save(staging / "variables", jax.tree.map(processes.saved_as, variables))
+    with _alone():
+        ocp.save(staging / "variables", jax.tree.map(processes.saved_as, variables))
     if not processes.primary():
         return content
     facts = {

@@ -39,6 +39,10 @@ class Round:
         return self.run(key, state, teacher)
 
 
+CompileRounds = Callable[[Distillation, PRNGKeyArray, DistillState, Network], dict[Phase, Round]]
+"""(run, key, state, teacher) → its rounds; the last three as the rounds will get them."""
+
+
 def repeat_on_device(step: Callable[..., Any], state: Any, times: int) -> Any:
     """`times` steps in one `lax.scan`; metrics are the last step's."""
     state, metrics = jax.lax.scan(step, state, jnp.arange(times))

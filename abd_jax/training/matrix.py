@@ -11,17 +11,22 @@ import contextlib
 import dataclasses
 import faulthandler
 import functools
+import itertools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
+
+import jax
 
 from abd_jax import data
-from abd_jax.training import checkpoint, config, runs, stage
+from abd_jax.training import checkpoint, config, dispatch, runs, stage
 from abd_jax.training.executors import Died, Execute
+from abd_jax.training.lockstep import Lockstep
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE, RunDirectory, write_json
 
 GRID_FILE, RESULTS_FILE = "grid.json", "results.json"
@@ -141,22 +146,30 @@ def _dataset(name: str) -> data.Dataset:
 
 
 class _Lines:
-    """An observer that prints every evaluation as a line."""
+    """An observer that writes every evaluation as a line."""
+
+    def __init__(self, log: TextIO) -> None:
+        self._write = functools.partial(print, file=log, flush=True)
 
     def begin(self, title: str, total: int, done: int) -> None:
         self._total = total
-        print(f"{title}: {done} of {total} steps are done", flush=True)
+        self._write(f"{title}: {done} of {total} steps are done")
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         if "acc" in metrics:
             rates = ", ".join(f"{name.upper()} {100 * metrics[name]:.1f} %" for name in ("acc", "asr", "ra"))
-            print(f"before step {done} of {self._total}: {rates}", flush=True)
+            self._write(f"before step {done} of {self._total}: {rates}")
 
     def end(self) -> None: ...
 
 
-def train(cell: Cell) -> stage.Row:
+def train(cell: Cell, log: TextIO, compile_rounds: dispatch.CompileRounds = dispatch.compile_rounds) -> stage.Row:
     """Trains a cell's network, or goes on with it, and returns its row.
+
+    Args:
+        cell: the cell.
+        log: gets a line for every evaluation.
+        compile_rounds: of a student.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -165,9 +178,19 @@ def train(cell: Cell) -> stage.Row:
     dataset, preset = _dataset(cell.preset.dataset), cell.preset
     directory = RunDirectory.open(cell.path, cell.facts(dataset.classes), "resume")
     if cell.defense is None:
-        return runs.train_teacher(directory, preset, dataset, cell.trigger, cell.seed, _Lines())
+        return runs.train_teacher(directory, preset, dataset, cell.trigger, cell.seed, _Lines(log))
     teacher, _ = checkpoint.load_network(cell.teacher.path / "network")
-    return runs.make_student(directory, preset, dataset, teacher, cell.trigger, cell.defense, cell.seed, _Lines())
+    return runs.make_student(
+        directory,
+        preset,
+        dataset,
+        teacher,
+        cell.trigger,
+        cell.defense,
+        cell.seed,
+        _Lines(log),
+        compile_rounds=compile_rounds,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,16 +222,53 @@ def _output_to(path: Path) -> Iterator[None]:
                 os.close(old)
 
 
-def attempt(cell: Cell) -> Outcome:
-    """`train`, with its output in the cell's log and its failure as a value: what executors run."""
-    with _output_to(cell.log):
+Lot = tuple[Cell, ...]
+"""Cells that a worker gets at once."""
+
+
+def lots(cells: Sequence[Cell], size: int) -> list[Lot]:
+    """Students of one method and defense by so many, since these can be computed together; all others alone."""
+
+    def kind(cell: Cell) -> Hashable:
+        return (cell.preset, cell.defense) if cell.defense not in (None, "clean_kd") else cell
+
+    groups = [tuple(group) for _, group in itertools.groupby(cells, kind)]
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+
+def attempt(lot: Lot) -> tuple[Outcome, ...]:
+    """`train` for each of a lot, with its output in its log and its failure as a value: what executors run.
+
+    Where it pays, which it does not on CPU, the cells of a lot are computed together.
+    """
+    with _output_to(lot[0].log):
+        if len(lot) == 1 or jax.default_backend() == "cpu":
+            return tuple(map(_attempt, lot))
+        return together(lot)
+
+
+def together(lot: Lot) -> tuple[Outcome, ...]:
+    """Trains a lot's students in lockstep, each in a thread of its own."""
+    meeting = Lockstep(len(lot))
+
+    def member(cell: Cell) -> Outcome:
+        with meeting.member():
+            return _attempt(cell, meeting.compile_rounds)
+
+    with stage.termination(), ThreadPoolExecutor(len(lot)) as threads:
+        return tuple(threads.map(member, lot))
+
+
+def _attempt(cell: Cell, compile_rounds: dispatch.CompileRounds = dispatch.compile_rounds) -> Outcome:
+    cell.log.parent.mkdir(parents=True, exist_ok=True)
+    with cell.log.open("a", buffering=1) as log:
         try:
-            return Outcome(row=train(cell))
+            return Outcome(row=train(cell, log, compile_rounds))
         except stage.Interrupted as interruption:
-            print(interruption, flush=True)
+            print(interruption, file=log)
             return Outcome()
         except Exception as error:
-            traceback.print_exc()
+            traceback.print_exc(file=log)
             return Outcome(error=" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 
@@ -289,6 +349,7 @@ def run(
     students: Sequence[Cell],
     execute: Execute,
     tell: Told = lambda *_: None,
+    size: int = 1,
 ) -> Matrix:
     """Trains all cells that are not done: the teachers, then the students of those that are.
 
@@ -297,6 +358,7 @@ def run(
         teachers, students: as `cells` gives them.
         execute: an executor.
         tell: is told of every cell that ends.
+        size: of a lot.
 
     Raises:
         ValueError: a directory of a cell was started with other settings.
@@ -318,6 +380,8 @@ def run(
             waiting.remove(cell)
             failed = matrix.state(cell.teacher) == "failed"
             end(cell, Outcome(error=f"no teacher: {cell.teacher.name} failed" if failed else None))
-        for cell, result in execute(attempt, waiting):
-            end(cell, Outcome(error=str(result)) if isinstance(result, Died) else result)
+        for lot, result in execute(attempt, lots(waiting, size)):
+            outcomes = (Outcome(error=str(result)),) * len(lot) if isinstance(result, Died) else result
+            for cell, outcome in zip(lot, outcomes, strict=True):
+                end(cell, outcome)
     return matrix

@@ -221,6 +221,7 @@ def distill_student(
     screens: Screens | None = None,
     profile: bool = False,
     classes: tuple[str, ...] = (),
+    compile_rounds: dispatch.CompileRounds = dispatch.compile_rounds,
 ) -> stage.Row:
     """Distils a student without data in its directory and returns its row; a finished one is not distilled again.
 
@@ -228,7 +229,8 @@ def distill_student(
     row is of it; accuracy on the test set chooses only what is kept apart in `best/`. Without them, both None, the
     row's ACC, ASR and RA are None, and there is no `best/`. `screens` is a defense from outside; with `profile` a trace
     of a few rounds is written beside the events for TensorBoard; `classes` are the names of the teacher's classes,
-    where no data set tells them. Beside the network stands what the defense came to, see `Distillation.verdict`.
+    where no data set tells them; `compile_rounds` is another's where several runs are computed together. Beside the
+    network stands what the defense came to, see `Distillation.verdict`.
 
     Raises:
         Interrupted: SIGTERM came; the state is saved.
@@ -278,7 +280,7 @@ def distill_student(
 
     def steps(first: int, tree: Any) -> Iterator[tuple[int, Any, Mapping[str, Array]]]:
         state, best = tree
-        rounds = dispatch.compile_rounds(run, key, state, everywhere)
+        rounds = compile_rounds(run, key, state, everywhere)
         if test is not None:
             student = here(state.student)
             accuracy = evaluation.named_rates(student, test)["acc"]  # compiled before the first round, as is …
@@ -328,6 +330,7 @@ def make_student(
     devices: int = 0,
     profile: bool = False,
     classes: tuple[str, ...] = (),
+    compile_rounds: dispatch.CompileRounds = dispatch.compile_rounds,
 ) -> stage.Row:
     """`train_clean_student` or `distill_student`, as the defense says.
 
@@ -350,4 +353,5 @@ def make_student(
         devices,
         profile=profile,
         classes=classes,
+        compile_rounds=compile_rounds,
     )

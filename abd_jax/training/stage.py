@@ -46,22 +46,26 @@ class Silent:
     def end(self) -> None: ...
 
 
-@contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM has come; only the main thread can listen for it.
+_told = threading.Event()
 
-    All processes of a run must call it equally often.
+
+@contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM has come.
+
+    The main thread alone can listen for it: another thread hears what the main thread hears meanwhile within its own
+    `termination`. All processes of a run must call it equally often.
     """
     if processes.several():
         yield processes.preempted
         return
-    arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield arrived.is_set
+        yield _told.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+    _told.clear()
+    before = signal.signal(signal.SIGTERM, lambda *_: _told.set())
     try:
-        yield arrived.is_set
+        yield _told.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -95,7 +99,7 @@ def run(
     """
     with closing(Checkpoints(directory.path / "checkpoints")) as checkpoints:
         first, tree = checkpoints.load(tree) or (0, prepare(tree))
-        with _termination() as terminated:
+        with termination() as terminated:
             last_saved = first
             observer.begin(title, total, first)
             writer = MetricsWriter(directory.path, started, first_step=first + 1)

@@ -31,6 +31,8 @@ class Compile:
     """Images per device and step; the preset's batch is over all devices."""
     defense: config.Defense = "abd"
     """Of its rounds the last kind is compiled."""
+    together: int = 1
+    """So many runs in the round's one program, as of `matrix`; the other functions are of one run."""
     functions: tuple[str, ...] = ()
     """Only these: synthesis_update, lesson, ascent_begun, ascent_step, hunt, student_update, round. And, if named, the
     same in plain Flax, plain_student_update and plain_training_step, and our training_step beside the latter."""
@@ -43,6 +45,8 @@ class Compile:
         if self.defense == "clean_kd":
             allowed = [name for name in config.DEFENSES if name != "clean_kd"]
             raise ValueError(f"--defense clean_kd: has no rounds; allowed are {', '.join(allowed)}")
+        if self.together < 1:
+            raise ValueError(f"--together {self.together}: allowed are whole numbers from 1")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--batch {self.batch}: allowed are whole numbers from 1")
 
@@ -67,13 +71,19 @@ def main(argv: list[str]) -> None:
     per_device = preset.student.batch // devices
     title = f"{preset.name}, {preset.method}, {preset.dtype}, {options.defense}: "
     title += f"{per_device} images on each of {devices} × {options.topology.partition(':')[0]}"
+    title += f", {options.together} runs together" if options.together > 1 else ""
     table = Table("per device", "value", title=title)
     header: dict[str, Any] = {"preset": preset.name, "method": preset.method, "dtype": preset.dtype}
-    header |= {"defense": options.defense, "topology": options.topology, "devices": devices}
+    header |= {
+        "defense": options.defense,
+        "topology": options.topology,
+        "devices": devices,
+        "together": options.together,
+    }
     header |= {"chip": dataclasses.asdict(chip), "versions": versions()}
     found: list[dict[str, Any]] = []
     wanted = options.functions or OURS
-    parts = [ahead.functions(preset, options.defense, mesh)] if set(wanted) & set(OURS) else []
+    parts = [ahead.functions(preset, options.defense, mesh, options.together)] if set(wanted) & set(OURS) else []
     if set(wanted) & set(COMPARED):
         parts.append(plain_flax.functions(preset, mesh))
     for part in itertools.chain(*parts):

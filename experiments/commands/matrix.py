@@ -64,7 +64,10 @@ class MatrixOptions:
     executor: Literal["local", "ray", "slurm"] = "local"
     """local: processes of this machine; ray, slurm: see docs/matrix.md."""
     workers: int = 1
-    """Cells at a time."""
+    """Cells, or lots of them, at a time."""
+    together: int = 1
+    """Students of one method and defense that a worker computes in one program, on TPU or GPU, to fill it; on CPU,
+    where that takes longer, one after the other."""
     retries: int = 1
     """How often a cell is tried again whose worker died (it goes on from its checkpoint)."""
     ray: RayOptions = RayOptions()
@@ -86,9 +89,10 @@ class MatrixOptions:
                 raise ValueError(f"--{option}: each value may stand there once only, got {' '.join(map(str, values))}")
         if not self.seeds or not self.defenses:
             raise ValueError("--seeds and --defenses need at least one value each")
-        if self.workers < 1 or self.retries < 0:
+        if self.workers < 1 or self.together < 1 or self.retries < 0:
             raise ValueError(
-                f"--workers {self.workers}, --retries {self.retries}: allowed are numbers from 1 and from 0"
+                f"--workers {self.workers}, --together {self.together}, --retries {self.retries}: "
+                "allowed are numbers from 1, from 1 and from 0"
             )
 
 
@@ -140,7 +144,7 @@ def main(argv: list[str]) -> None:
         write_matrix_page(top)
 
     try:
-        grid = matrix.run(top, teachers, students, functools.partial(_tuned, execute), tell)
+        grid = matrix.run(top, teachers, students, functools.partial(_tuned, execute), tell, options.together)
     except executors.Terminated as error:
         raise stage.Interrupted(f"{options.out}: {error}") from error
     page = write_matrix_page(top)

@@ -31,7 +31,7 @@ def trained(monkeypatch):
     """Names of the cells that were trained; those in `broken` raise."""
     names, broken = [], set()
 
-    def train(cell):
+    def train(cell, log, compile_rounds):
         names.append(cell.name)
         directory = RunDirectory.open(cell.path, cell.facts(("0", "1")), "resume")
         if cell.name in broken:
@@ -112,8 +112,8 @@ def test_a_dead_worker_is_marked_and_a_stopped_cell_waits(tmp_path, trained):
 
     def execute(work, items):
         for item in items:
-            ends = {"none": Died("killed"), "abd": matrix.Outcome()}
-            yield item, ends[item.defense] if item.defense else work(item)
+            ends = {"none": Died("killed"), "abd": (matrix.Outcome(),)}
+            yield item, ends.get(item[0].defense) or work(item)
 
     matrix.run(top, teachers, students, execute)
     assert list(states(top).values()) == ["done", "failed", "waiting"]
@@ -122,7 +122,7 @@ def test_a_dead_worker_is_marked_and_a_stopped_cell_waits(tmp_path, trained):
 
 def test_students_of_a_teacher_that_was_stopped_wait_for_it(tmp_path, trained):
     top = tmp_path / "m"
-    matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, matrix.Outcome()) for item in items))
+    matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, (matrix.Outcome(),)) for item in items))
     assert set(states(top).values()) == {"waiting"}
 
 
@@ -162,6 +162,6 @@ def test_a_cell_is_trained_in_its_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "_dataset", lambda name: small.dataset())
     _, (student,) = grid(tmp_path / "m", (small.preset(cycles=1),), ("none",), (3,))
     checkpoint.save_network(student.teacher.path / "network", small.teacher(), "wrn-10-1", {})
-    outcome = matrix.attempt(student)
+    (outcome,) = matrix.attempt((student,))
     assert outcome.error is None and outcome.row["defense"] == "none" and outcome.row["seed"] == 3
     assert student.done and "0 of 1 steps are done" in student.log.read_text()
