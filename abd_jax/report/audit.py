@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from abd_jax.report import images, page, plots
+from abd_jax.report import images, plots
+from abd_jax.report.page import PAGE_FILE, fill, write_whole
 from abd_jax.report.reading import Inversion, Vaccine
 from abd_jax.training import audit
 from abd_jax.training.audit import Calibrated, Comparison, Examination, Row
 from abd_jax.training.run_directory import device, versions
 
-PAGE_FILE, JSON_FILE = "report.html", "audit.json"
+JSON_FILE = "audit.json"
 _PICTURES = 20
 
 
@@ -203,7 +204,7 @@ def view(title: str, where: str, found: Examination, names: Sequence[str], devia
     inversion = Inversion(found.masks, found.patterns, found.sizes, found.flips, found.suspect)
     order = sorted(range(len(found.sizes)), key=lambda index: (index != found.suspect, found.sizes[index]))
     shown = sorted(order[:_PICTURES])
-    pictures = np.round(255 * found.masks * found.patterns).astype(np.uint8)
+    pictures = images.patches(found.masks, found.patterns)
     histogram, told = None, found.reasons.get("tail", "")
     if found.log_kl is not None:
         tail = float(np.mean(found.log_kl[-1] < found.threshold))
@@ -278,7 +279,8 @@ def write(
     views = [view("Teacher" if student else "Network", "teacher", teacher[1], names, deviations)]
     if student:
         views.append(view("Student", "student", student[2], names, deviations))
-    text = page.environment().get_template("audit.html.j2").render(
+    text = fill(
+        "audit.html.j2",
         title=teacher[0],
         headline=content["headline"],
         caveat=content["caveat"],
@@ -300,7 +302,7 @@ def write(
         **zoo_view(rows, known),
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    page.write_whole(directory / PAGE_FILE, text)
+    write_whole(directory / PAGE_FILE, text)
     (directory / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
     return content
 
@@ -329,8 +331,8 @@ def zoo_view(rows: Sequence[Row], known: Mapping[str, Calibrated]) -> dict[str, 
 def write_calibration(directory: Path, rows: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Calibrated]:
     """Writes `calibration.json` and `report.html` of a zoo, and returns what is known of each sign."""
     known = audit.calibrate(rows)
-    text = page.environment().get_template("calibration.html.j2").render(origin=origin, **zoo_view(rows, known))
+    text = fill("calibration.html.j2", origin=origin, **zoo_view(rows, known))
     directory.mkdir(parents=True, exist_ok=True)
     audit.write_rows(directory / audit.ROWS_FILE, rows)
-    page.write_whole(directory / PAGE_FILE, text)
+    write_whole(directory / PAGE_FILE, text)
     return known

@@ -10,34 +10,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from abd_jax.report.names import network_name
 from abd_jax.report.reading import Row, parse_row
 
-SHORT_NAMES = {
-    "none": "vanilla",
-    "sv": "SV",
-    "sr": "SR",
-    "abd": "ABD",
-    "clean_kd": "clean KD",
-    "clp": "CLP",
-    "fine_pruning": "fine-pruning",
-    "nad": "NAD",
-    "i_bau": "I-BAU",
-    "dhbe": "DHBE",
-    "abl": "ABL",
-}
-"""Defense → its name in a legend; one that is not here is named as it is."""
-
 _KEY = ("preset", "dataset", "method", "trigger", "role", "defense")
-
-
-def short_name(defense: str) -> str:
-    """A student's defense as a legend names it."""
-    return SHORT_NAMES.get(defense, defense)
-
-
-def network_name(role: str, defense: str) -> str:
-    """A network as a table names it."""
-    return "teacher" if role == "teacher" else f"student, {short_name(defense)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from abd_jax.report import audit as pages
 from abd_jax.training import audit
 from abd_jax.training.audit import Calibrated, Comparison, Examination
-from tests.report.test_page import LOADING, Page
+from tests.report.parsed import LOADING, Page
 from tests.training.test_audit import ROWS
 
 ORIGIN = {"command": "python -m experiments audit <&>", "device": "cpu", "versions": {"jax": "0"}, "seconds": 61.0}
