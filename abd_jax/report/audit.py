@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 
 from abd_jax.report import images, plots
+from abd_jax.report.artifacts import Inversion, Vaccine
 from abd_jax.report.page import PAGE_FILE, fill, write_whole
-from abd_jax.report.reading import Inversion, Vaccine
 from abd_jax.training import audit
 from abd_jax.training.audit import Calibrated, Comparison, Examination, Row
 from abd_jax.training.run_directory import device, versions

@@ -6,8 +6,8 @@ from collections.abc import Sequence, Set
 
 from abd_jax.report.formats import percent
 from abd_jax.report.names import short_name
-from abd_jax.report.reading import Row
-from abd_jax.report.tables import Statistic
+from abd_jax.report.rows import Row
+from abd_jax.report.summary import Statistic
 
 _INHERITED, _PARTLY = 0.5, 0.1
 _COST = 0.03

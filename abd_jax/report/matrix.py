@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from abd_jax.report.files import read_json
 from abd_jax.report.names import short_name
 from abd_jax.report.page import PAGE_FILE, fill, write_whole
-from abd_jax.report.reading import Row, parse_row, read_json
-from abd_jax.report.tables import Statistic, summarize
+from abd_jax.report.rows import Row, parse_row
+from abd_jax.report.summary import Statistic, summarize
 
 RAISED = 0.02
 """An ASR that rises by more counts as raised."""

@@ -16,7 +16,7 @@ from abd_jax.report.sections.examples import example_sets
 from abd_jax.report.sections.galleries import gallery_sets
 from abd_jax.report.sections.inversion import inversion_views
 from abd_jax.report.sections.vaccine import vaccine_views
-from abd_jax.report.tables import Summary, summarize, varying
+from abd_jax.report.summary import Summary, summarize, varying
 
 
 def write_page(directory: Path) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from markupsafe import Markup
 
 from abd_jax.report import plots
-from abd_jax.report.reading import Reproduction, Row
+from abd_jax.report.reading import Reproduction
+from abd_jax.report.rows import Row
 from abd_jax.report.sections.choice import triggers
-from abd_jax.report.tables import Statistic
+from abd_jax.report.summary import Statistic
 
 
 @dataclasses.dataclass(frozen=True)

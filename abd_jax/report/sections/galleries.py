@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 
 from abd_jax.report import images
+from abd_jax.report.artifacts import Samples
 from abd_jax.report.names import network_name
-from abd_jax.report.reading import Reproduction, Samples
+from abd_jax.report.reading import Reproduction
 from abd_jax.report.sections.choice import CLASSES, triggers
 
 _SHOWN = 64

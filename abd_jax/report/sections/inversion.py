@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report import images, plots
+from abd_jax.report.artifacts import Inversion
 from abd_jax.report.formats import percent, signed
 from abd_jax.report.names import network_name
-from abd_jax.report.reading import Inversion, Reproduction
+from abd_jax.report.reading import Reproduction
 from abd_jax.report.sections.choice import CLASSES, first_with
 from abd_jax.report.sections.examples import example_sets
 

@@ -8,9 +8,10 @@ import numpy as np
 from markupsafe import Markup
 
 from abd_jax.report import plots
+from abd_jax.report.artifacts import Vaccine
 from abd_jax.report.formats import percent
 from abd_jax.report.names import network_name
-from abd_jax.report.reading import Reproduction, Vaccine
+from abd_jax.report.reading import Reproduction
 from abd_jax.report.sections.choice import first_with
 
 

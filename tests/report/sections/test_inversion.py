@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from abd_jax.report.reading import Inversion, read
+from abd_jax.report.artifacts import Inversion
+from abd_jax.report.reading import read
 from abd_jax.report.reproduction import render
 from abd_jax.report.sections.inversion import inversion_views, suspicion
 

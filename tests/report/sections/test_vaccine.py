@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from abd_jax.report.reading import Vaccine
+from abd_jax.report.artifacts import Vaccine
 from abd_jax.report.sections.vaccine import separation, vaccine_trials, verdict
 
 
