@@ -24,6 +24,7 @@ from abd_jax.synthesis import Method, register
 from abd_jax.training import audit as auditing
 from abd_jax.training import checkpoint, checks, runs, stage
 from abd_jax.training.audit import AuditConfig
+from abd_jax.training.calibration import read_rows
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Screens
 from abd_jax.training.run_directory import RunDirectory, describe
@@ -213,7 +214,7 @@ def audit(
         notes=teacher.facts,
         teacher=(str(teacher.notes.get("file", "teacher")), found),
         student=other,
-        rows=auditing.read_rows(),
+        rows=read_rows(),
         deviations=settings.vaccine.deviations,
         origin=pages.origin("abd_jax.audit", asdict(settings)),
     )

@@ -217,20 +217,3 @@ def warp(images: Images, field: Float[Array | np.ndarray, "_ height width 2"]) -
         return jax.scipy.ndimage.map_coordinates(image, [places[..., 0], places[..., 1]], order=1, mode="nearest")
 
     return jax.vmap(jax.vmap(one, in_axes=(-1, None), out_axes=-1))(images, places)
-
-
-TRIGGERS: dict[str, Trigger] = {
-    "badnet_grid": badnet_grid,
-    "badnet_sq": badnet_sq,
-    "blend": blend,
-    "cl": corners,
-    "pixels": pixels,
-    "sig": sig,
-    "sig_at_test": sig_at_test,
-    "sig_square": sig_square,
-    "sig_square_at_test": sig_square_at_test,
-    "trojan_3x3": trojan_3x3,
-    "trojan_8x8": trojan_8x8,
-    "trojan_wm": trojan_wm,
-}
-"""Name → trigger, of those that need nothing but the image."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from abd_jax.report import images, page, plots
-from abd_jax.report.reading import Inversion, Vaccine
-from abd_jax.training import audit
-from abd_jax.training.audit import Calibrated, Comparison, Examination, Row
+from abd_jax.report import images, plots
+from abd_jax.report.artifacts import Inversion, Vaccine
+from abd_jax.report.calibration import errors, zoo_view
+from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.training.audit import SIGNS, Comparison, Examination
+from abd_jax.training.calibration import Calibrated, Row, calibrate
 from abd_jax.training.run_directory import device, versions
 
-PAGE_FILE, JSON_FILE = "report.html", "audit.json"
+JSON_FILE = "audit.json"
 _PICTURES = 20
 
 
@@ -61,16 +62,6 @@ def origin(command: str, settings: Mapping[str, Any], seconds: float | None = No
     }
 
 
-def interval(wrong: int, cases: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    if cases == 0:
-        return 0.0, 1.0
-    z, share = 1.96, wrong / cases
-    middle = (share + z * z / (2 * cases)) / (1 + z * z / cases)
-    half = z * math.sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases)) / (1 + z * z / cases)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def verdict(value: float | None, sign: Calibrated | None, reason: str = "") -> str:
     """What a sign's value says."""
     if value is None:
@@ -82,21 +73,10 @@ def verdict(value: float | None, sign: Calibrated | None, reason: str = "") -> s
     return "speaks for a backdoor" if value > sign.threshold else "does not speak for one"
 
 
-def errors(sign: Calibrated | None) -> str:
-    """E.g. `missed 1 of 6 (3–56 %), false alarms 0 of 6 (0–39 %)`."""
-    if sign is None:
-        return "not known"
-    parts = []
-    for name, (wrong, cases) in (("missed", sign.missed), ("false alarms", sign.false_alarms)):
-        low, high = interval(wrong, cases)
-        parts.append(f"{name} {wrong} of {cases} ({100 * low:.0f}–{100 * high:.0f} %)")
-    return ", ".join(parts)
-
-
 def sign_rows(found: Examination, student: Examination | None, known: Mapping[str, Calibrated]) -> list[SignRow]:
     """A row for every sign."""
     rows = []
-    for name, meaning in audit.SIGNS.items():
+    for name, meaning in SIGNS.items():
         sign, value = known.get(name), found.signs[name]
         other = student.signs[name] if student is not None else None
         rows.append(
@@ -203,7 +183,7 @@ def view(title: str, where: str, found: Examination, names: Sequence[str], devia
     inversion = Inversion(found.masks, found.patterns, found.sizes, found.flips, found.suspect)
     order = sorted(range(len(found.sizes)), key=lambda index: (index != found.suspect, found.sizes[index]))
     shown = sorted(order[:_PICTURES])
-    pictures = np.round(255 * found.masks * found.patterns).astype(np.uint8)
+    pictures = images.patches(found.masks, found.patterns)
     histogram, told = None, found.reasons.get("tail", "")
     if found.log_kl is not None:
         tail = float(np.mean(found.log_kl[-1] < found.threshold))
@@ -260,7 +240,7 @@ def write(
         deviations: of the vaccine's threshold.
         origin: command, versions, seconds and settings.
     """
-    known = audit.calibrate(rows) if rows else {}
+    known = calibrate(rows) if rows else {}
     table = sign_rows(teacher[1], student[2] if student else None, known)
     content: dict[str, Any] = {
         "teacher": facts(teacher[0], notes, teacher[1], known, table),
@@ -278,7 +258,8 @@ def write(
     views = [view("Teacher" if student else "Network", "teacher", teacher[1], names, deviations)]
     if student:
         views.append(view("Student", "student", student[2], names, deviations))
-    text = page.environment().get_template("audit.html.j2").render(
+    text = fill(
+        "audit.html.j2",
         title=teacher[0],
         headline=content["headline"],
         caveat=content["caveat"],
@@ -300,37 +281,6 @@ def write(
         **zoo_view(rows, known),
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    page.write_whole(directory / PAGE_FILE, text)
+    write_whole(directory / PAGE_FILE, text)
     (directory / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
     return content
-
-
-def zoo_view(rows: Sequence[Row], known: Mapping[str, Calibrated]) -> dict[str, Any]:
-    """What both pages show of a calibration."""
-    clean, poisoned = audit.split(rows)
-
-    def values(name: str, group: Sequence[Row]) -> list[float]:
-        return [value for row in group if (value := row.signs[name]) is not None]
-
-    curves = {name: audit.roc(values(name, clean), values(name, poisoned)) for name in known}
-    return {
-        "zoo": rows,
-        "clean": len(clean),
-        "poisoned": len(poisoned),
-        "triggers": sorted({row.trigger for row in poisoned}),
-        "kinds": sorted({f"{row.architecture} on {row.dataset}" for row in rows}),
-        "known": known,
-        "meanings": audit.SIGNS,
-        "told": {name: errors(sign) for name, sign in known.items()},
-        "roc": plots.roc(curves, {name: sign.auc for name, sign in known.items()}, "zoo") if known else None,
-    }
-
-
-def write_calibration(directory: Path, rows: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Calibrated]:
-    """Writes `calibration.json` and `report.html` of a zoo, and returns what is known of each sign."""
-    known = audit.calibrate(rows)
-    text = page.environment().get_template("calibration.html.j2").render(origin=origin, **zoo_view(rows, known))
-    directory.mkdir(parents=True, exist_ok=True)
-    audit.write_rows(directory / audit.ROWS_FILE, rows)
-    page.write_whole(directory / PAGE_FILE, text)
-    return known

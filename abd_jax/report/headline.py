@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from abd_jax.report.reading import Row
-from abd_jax.report.tables import Statistic, short_name
+from abd_jax.report.formats import percent
+from abd_jax.report.names import short_name
+from abd_jax.report.rows import Row
+from abd_jax.report.summary import Statistic
 
 _INHERITED, _PARTLY = 0.5, 0.1
 _COST = 0.03
 _SAME = 0.005
 _PREFERRED = ("abd", "sv", "sr")
-
-
-def percent(share: float) -> str:
-    """E.g. `97.0 %`, with a narrow space that does not break."""
-    return f"{100 * share:.1f}\u202f%"
 
 
 def headline(rows: Sequence[Row], target: str | None) -> str:

@@ -1,4 +1,4 @@
-"""uint8 images as PNG data URIs: single ones, contact sheets, amplified differences."""
+"""uint8 images as PNG data URIs: single ones, contact sheets, triggers, amplified differences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 
@@ -31,6 +31,13 @@ def sheet(
         canvas[top : top + height, left : left + width, :channels] = image
         canvas[top : top + height, left : left + width, channels] = 255
     return canvas
+
+
+def patches(
+    masks: Float[np.ndarray, "n height width 1"], patterns: Float[np.ndarray, "n height width channels"]
+) -> UInt8[np.ndarray, "n height width channels"]:
+    """What a trigger pastes, black where it pastes nothing; masks and patterns in [0, 1]."""
+    return np.round(255 * masks * patterns).astype(np.uint8)
 
 
 def difference(

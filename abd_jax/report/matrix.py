@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from abd_jax.report.page import environment, write_whole
-from abd_jax.report.reading import Row, parse_row, read_json
-from abd_jax.report.tables import Statistic, short_name, summarize
+from abd_jax.report.files import read_json
+from abd_jax.report.names import short_name
+from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.rows import Row, parse_row
+from abd_jax.report.summary import Statistic, summarize
 
 RAISED = 0.02
 """An ASR that rises by more counts as raised."""
@@ -97,24 +99,21 @@ def write_matrix_page(directory: Path) -> Path:
     rows = [parse_row(raw, f"{directory / 'results.json'}: row {index}") for index, raw in enumerate(listed)]
     config = read_json(directory / "config.json")
     summaries = summarize(rows)
-    text = (
-        environment()
-        .get_template("matrix.html.j2")
-        .render(
-            name=directory.name,
-            config=config,
-            entries=entries,
-            done=sum(entry.state == "done" for entry in entries),
-            maps=[heat_map(rate, rows, entries) for rate in ("asr", "acc")],
-            worth=[*worth(rows), *worth(rows, by_method=True)],
-            summaries=summaries,
-            several=any(len(summary.seeds) > 1 for summary in summaries),
-            failures=[Failure(entry, _tail(directory, entry)) for entry in entries if entry.state == "failed"],
-            total_seconds=sum(row.seconds for row in rows),
-            raised=RAISED,
-        )
+    text = fill(
+        "matrix.html.j2",
+        name=directory.name,
+        config=config,
+        entries=entries,
+        done=sum(entry.state == "done" for entry in entries),
+        maps=[heat_map(rate, rows, entries) for rate in ("asr", "acc")],
+        worth=[*worth(rows), *worth(rows, by_method=True)],
+        summaries=summaries,
+        several=any(len(summary.seeds) > 1 for summary in summaries),
+        failures=[Failure(entry, _tail(directory, entry)) for entry in entries if entry.state == "failed"],
+        total_seconds=sum(row.seconds for row in rows),
+        raised=RAISED,
     )
-    path = directory / "report.html"
+    path = directory / PAGE_FILE
     write_whole(path, text)
     return path
 

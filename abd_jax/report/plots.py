@@ -19,8 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from abd_jax.report.reading import Inversion, Student, Vaccine
-from abd_jax.report.tables import short_name
+from abd_jax.report.artifacts import Inversion, Vaccine
+from abd_jax.report.names import short_name
+from abd_jax.report.reading import Student
 
 _COLORS = ("ink", "muted", "grid", "none", "sv", "sr", "abd", "clean_kd", "extra", "tail", "bulk")
 _STAND_INS = {name: f"#0{index:x}0{index:x}f{index:x}" for index, name in enumerate(_COLORS)}

@@ -1,107 +1,15 @@
-"""Rates of many runs as mean ± sample standard deviation over seeds, and the table of them for the terminal."""
+"""The table of results for the terminal."""
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from abd_jax.report.reading import Row, parse_row
-
-SHORT_NAMES = {
-    "none": "vanilla",
-    "sv": "SV",
-    "sr": "SR",
-    "abd": "ABD",
-    "clean_kd": "clean KD",
-    "clp": "CLP",
-    "fine_pruning": "fine-pruning",
-    "nad": "NAD",
-    "i_bau": "I-BAU",
-    "dhbe": "DHBE",
-    "abl": "ABL",
-}
-"""Defense → its name in a legend; one that is not here is named as it is."""
-
-_KEY = ("preset", "dataset", "method", "trigger", "role", "defense")
-
-
-def short_name(defense: str) -> str:
-    """A student's defense as a legend names it."""
-    return SHORT_NAMES.get(defense, defense)
-
-
-def network_name(role: str, defense: str) -> str:
-    """A network as a table names it."""
-    return "teacher" if role == "teacher" else f"student, {short_name(defense)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """Mean and sample standard deviation (n − 1), which a single value has not."""
-
-    mean: float
-    std: float | None
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Statistic:
-        """Of at least one value."""
-        values = list(values)
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    def percent(self) -> str:
-        """E.g. `97.0 ± 1.2`, without the sign."""
-        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """The same network over all its seeds."""
-
-    preset: str
-    dataset: str
-    method: str
-    trigger: str
-    role: str
-    defense: str
-    seeds: tuple[int, ...]
-    acc: Statistic
-    asr: Statistic
-    ra: Statistic
-    seconds: Statistic
-
-    @property
-    def network(self) -> str:
-        return network_name(self.role, self.defense)
-
-
-def summarize(rows: Iterable[Row]) -> list[Summary]:
-    """One summary per preset, data set, method, trigger and network, in the order of the rows."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(getattr(row, name) for name in _KEY), []).append(row)
-    return [
-        Summary(
-            **dict(zip(_KEY, key, strict=True)),
-            seeds=tuple(sorted(row.seed for row in group)),
-            acc=Statistic.of(row.acc for row in group),
-            asr=Statistic.of(row.asr for row in group),
-            ra=Statistic.of(row.ra for row in group),
-            seconds=Statistic.of(row.seconds for row in group),
-        )
-        for key, group in groups.items()
-    ]
-
-
-def varying(rows: Iterable[Row]) -> list[str]:
-    """Which of preset, data set and method differ between rows, so that a table needs a column for them."""
-    rows = list(rows)
-    return [name for name in ("preset", "dataset", "method") if len({getattr(row, name) for row in rows}) > 1]
+from abd_jax.report.rows import Row, parse_row
+from abd_jax.report.summary import summarize, varying
 
 
 def results_table(rows: Iterable[Row | Mapping[str, Any]]) -> Table:

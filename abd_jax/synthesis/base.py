@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import settings
 from abd_jax.losses import Moments
-from abd_jax.models import Forward, Network, Norm
+from abd_jax.models import Forward, Generator, Network, Norm
 from abd_jax.screening import Screen
 
 Classifier = Callable[[Array], Forward]
@@ -72,6 +72,10 @@ class Task:
             channels=tuple(stats[f"{name}/mean"].shape[0] for name in teacher.module.batch_norms),
             **options,
         )
+
+    def generator(self, features: int, output: Literal["standardized", "sigmoid"] = "standardized") -> Generator:
+        """The generator of images for this teacher."""
+        return Generator(self.image_shape, self.mean, self.std, features, jnp.dtype(self.dtype), output)
 
     def shard(self, batch: Array) -> Array:
         """Spreads an array whose first axis is the batch's over the mesh, if there is one."""

@@ -233,9 +233,7 @@ class Fast:
 
     @property
     def _generator(self) -> Generator:
-        task = self.task
-        dtype = jnp.dtype(task.dtype)
-        return Generator(task.image_shape, task.mean, task.std, self.config.features, dtype, "sigmoid")
+        return self.task.generator(self.config.features, "sigmoid")
 
     @property
     def _optimizers(self) -> dict[str, optax.GradientTransformation]:

@@ -162,8 +162,7 @@ class Generative:
 
     @property
     def _generator(self) -> Generator:
-        task = self.task
-        return Generator(task.image_shape, task.mean, task.std, self.config.features, jnp.dtype(task.dtype))
+        return self.task.generator(self.config.features)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

@@ -18,12 +18,14 @@ from abd_jax.models import Generator, Norm, drawn
 from abd_jax.screening import Screen
 from abd_jax.synthesis.base import (
     Classifier,
+    Metrics,
     SynthesisConfig,
     Task,
     apply,
     batch_moments,
     check,
     running_moments,
+    screened,
 )
 
 
@@ -81,13 +83,8 @@ class ZSKT:
         return ZSKTState(params, self._optimizer.init(params))
 
     def update(
-        self,
-        key: PRNGKeyArray,
-        state: ZSKTState,
-        teacher: Classifier,
-        student: Classifier,
-        screen: Screen,
-    ) -> tuple[ZSKTState, dict[str, Array]]:
+        self, key: PRNGKeyArray, state: ZSKTState, teacher: Classifier, student: Classifier, screen: Screen
+    ) -> tuple[ZSKTState, Metrics]:
         """One generator update, minimizing `−Σ w·KL(T ‖ S) / (C·Σ w) + batch_norm·R_BN + penalty` on a batch.
 
         The KL is averaged over images and classes, as in the published code; the batch is drawn with `key`.
@@ -100,14 +97,13 @@ class ZSKT:
             screening = screen(images, teacher_forward)
             kl = losses.kl_divergence(teacher_forward.logits, student_logits, self.config.temperature)
             disagreement = losses.weighted_mean(kl, screening.weights) / student_logits.shape[-1]
-            metrics = {"generator/disagreement": disagreement, "generator/penalty": screening.penalty}
-            metrics |= {f"generator/{name}": value for name, value in screening.metrics.items()}
+            metrics = {"disagreement": disagreement}
             value = screening.penalty - disagreement
             if self.config.batch_norm:
                 distance = losses.batch_norm_distance(batch_moments(teacher_forward), running_moments(teacher_forward))
                 value += self.config.batch_norm * distance
-                metrics["generator/batch_norm"] = distance
-            return value, metrics
+                metrics["batch_norm"] = distance
+            return value, screened(metrics, screening)
 
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
@@ -123,8 +119,7 @@ class ZSKT:
 
     @property
     def _generator(self) -> Generator:
-        task = self.task
-        return Generator(task.image_shape, task.mean, task.std, self.config.features, jnp.dtype(task.dtype))
+        return self.task.generator(self.config.features)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

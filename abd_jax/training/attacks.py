@@ -21,8 +21,7 @@ from abd_jax.attacks.attack import Attack, Materials
 from abd_jax.attacks.objectives import hard_labels
 from abd_jax.data import Dataset, prepared
 from abd_jax.models import Network
-from abd_jax.training import checkpoint, keys
-from abd_jax.training import teacher as supervised
+from abd_jax.training import checkpoint, keys, supervised
 from abd_jax.training.run_directory import write_arrays
 
 logger = logging.getLogger(__name__)

@@ -135,7 +135,7 @@ def spill(directory: RunDirectory, preset: configs.Preset, step: int, synthesize
 def write_pictures(
     directory: RunDirectory, run: Distillation, root: Array, state: Any, teacher: Network, test: TestSet | None
 ) -> None:
-    """A sheet of final images, the image bank, and what the vaccine says of images, clean and triggered ones too."""
+    """Final images, the image bank as a picture, and what the vaccine says of images, clean and triggered ones too."""
     if hasattr(state.synthesizer, "bank"):
         banks.write_grid(state.synthesizer.bank, directory.path / "bank.png")
     images = own_images(run, state.synthesizer)(keys.stream(root, "samples"), SAMPLES)

@@ -22,10 +22,9 @@ from abd_jax.attacks.objectives import Objective, hard_labels
 from abd_jax.data import Dataset
 from abd_jax.defenses import trigger_inversion
 from abd_jax.models import Network
-from abd_jax.training import attacks, checkpoint, dispatch, evidence, keys, processes, sharding, stage
+from abd_jax.training import attacks, checkpoint, dispatch, evidence, keys, processes, sharding, stage, supervised
 from abd_jax.training import config as configs
 from abd_jax.training import evaluate as evaluation
-from abd_jax.training import teacher as supervised
 from abd_jax.training.checks import NO_DATA
 from abd_jax.training.distill import Distillation, Screens, fresh_student
 from abd_jax.training.evaluate import TestSet

@@ -2,7 +2,7 @@
 
 `nn.Conv`, `nn.BatchNorm`, `jax.value_and_grad`, optax. The mathematics is that of `models.wide_resnet`,
 `training.distill.study` (with Adam, and KL at T = 1 summed over classes, whatever the preset says: next to the rest
-these cost nothing) and `training.teacher.train_step`, and the variables have the same names, so that a network's
+these cost nothing) and `training.supervised.train_step`, and the variables have the same names, so that a network's
 variables serve both. `compile --functions plain_student_update` compiles it beside ours.
 """
 
@@ -26,7 +26,7 @@ from abd_jax.attacks.objectives import hard_labels
 from abd_jax.models import Leaf, Network
 from abd_jax.training import ahead, sharding
 from abd_jax.training.config import Preset
-from abd_jax.training.teacher import Supervised, train_step
+from abd_jax.training.supervised import Supervised, train_step
 
 
 class Block(nn.Module):

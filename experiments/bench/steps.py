@@ -20,7 +20,7 @@ from abd_jax.synthesis.zskt import ZSKTConfig
 from abd_jax.training import ahead, dispatch, sharding
 from abd_jax.training.config import Preset, StudentConfig, TeacherConfig
 from abd_jax.training.distill import Distillation, DistillState, Phase
-from abd_jax.training.teacher import Supervised, train_step
+from abd_jax.training.supervised import Supervised, train_step
 
 Step = Callable[[], object]
 CLASSES = 10

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from abd_jax.interop.teacher import read_described
 from abd_jax.report import audit as pages
-from abd_jax.training import audit, zoo
+from abd_jax.report.calibration import errors, write_calibration
+from abd_jax.training import audit, calibration, zoo
 from abd_jax.training.audit import AuditConfig
 from abd_jax.training.run_directory import write_json
 from experiments.commands._common import File, FileFacts
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     options = parse(Audit, argv, prog="audit", description="Signs of a backdoor, without data.")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out}: is a file; allowed is a directory")
-    done = options.out / (pages.JSON_FILE if options.teacher else audit.ROWS_FILE)
+    done = options.out / (pages.JSON_FILE if options.teacher else calibration.ROWS_FILE)
     if done.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out}: holds an audit already; use --overwrite to replace it")
     started = time.perf_counter()
@@ -70,7 +71,7 @@ def _origin(options: Audit, started: float) -> dict[str, Any]:
 
 
 def _audit(options: Audit, path: Path, started: float) -> None:
-    rows = audit.read_rows(options.calibration)
+    rows = calibration.read_rows(options.calibration)
     teacher, notes = read_described(path, options.file.description)
     if options.calibration is None and options.settings != AuditConfig():
         _tell("the package's thresholds were measured at the default settings, and these are others")
@@ -99,12 +100,12 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         return
     sides = [side for side in ("teacher", "student") if side in content]
     table = Table("sign", *sides, "threshold", "wrong on the zoo")
-    known = audit.calibrate(rows)
+    known = calibration.calibrate(rows)
     for name in audit.SIGNS:
         values = (content[side]["signs"][name] for side in sides)
         bar = known[name].threshold if name in known else None
         shown = ("–" if value is None else f"{value:.3g}" for value in (*values, bar))
-        table.add_row(name, *shown, pages.errors(known.get(name)))
+        table.add_row(name, *shown, errors(known.get(name)))
     stdout.print(table)
     stdout.print(f"{content['headline']}\n{options.out / pages.PAGE_FILE}", highlight=False)
 
@@ -119,24 +120,24 @@ def _calibrate(options: Audit, top: Path, started: float) -> None:
         if stored.get("settings") != settings:
             _tell(f"examining {facts['path']}")
             network, _ = read_described(top / facts["path"], FileFacts().description)
-            row = audit.row_of(facts, audit.examine(network, options.settings))
+            row = calibration.row_of(facts, audit.examine(network, options.settings))
             stored = {"settings": settings, "row": dataclasses.asdict(row) if row else None}
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, stored)
         if stored["row"] is None:
             _tell(f"left out: {facts['path']}, attacked, but its ASR is below 50 %")
         else:
-            rows.append(audit.Row(**stored["row"]))
-    known = pages.write_calibration(options.out, rows, _origin(options, started))
+            rows.append(calibration.Row(**stored["row"]))
+    known = write_calibration(options.out, rows, _origin(options, started))
     if options.json:
         print(json.dumps({name: dataclasses.asdict(sign) for name, sign in known.items()}))
         return
     table = Table("sign", "AUC", "threshold", "wrong, held out")
     for name, sign in known.items():
         bar = "–" if sign.threshold is None else f"{sign.threshold:.3g}"
-        table.add_row(name, f"{sign.auc:.2f}", bar, pages.errors(sign))
+        table.add_row(name, f"{sign.auc:.2f}", bar, errors(sign))
     stdout.print(table)
-    stdout.print(f"{options.out / audit.ROWS_FILE}, {options.out / pages.PAGE_FILE}", highlight=False)
+    stdout.print(f"{options.out / calibration.ROWS_FILE}, {options.out / pages.PAGE_FILE}", highlight=False)
 
 
 def _tell(text: str) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from abd_jax.attacks import page, poison, triggers
+from abd_jax.attacks import page, poison
+from tests.attacks.fixed import TRIGGERS
 
 NAMES = ("badnet_sq", "blend")
 
@@ -12,7 +13,7 @@ def drawn(side, **options):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, side, side, 1)).astype(np.uint8)
     labels = np.array([0, 1, 2, 1, 2], np.int32)
-    found = {name: poison.triggered(images, labels, trigger=triggers.TRIGGERS[name], target=0) for name in NAMES}
+    found = {name: poison.triggered(images, labels, trigger=TRIGGERS[name], target=0) for name in NAMES}
     return images, found, page.page(found, images, examples=2, **options)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from abd_jax.attacks import poison, triggers
+from tests.attacks.fixed import TRIGGERS
 
 TARGET = 2
 
@@ -19,7 +20,7 @@ def poisoned(rate=0.1, seed=0, trigger="badnet_sq", target=TARGET, **options):
     return (
         images,
         labels,
-        poison.dirty_label(images, labels, rate, seed, trigger=triggers.TRIGGERS[trigger], target=target),
+        poison.dirty_label(images, labels, rate, seed, trigger=TRIGGERS[trigger], target=target),
     )
 
 
@@ -29,16 +30,14 @@ def test_the_rate_is_of_the_whole_set(rate, count):
     assert len(result.indices) == count == len(np.unique(result.indices))
 
 
-@pytest.mark.parametrize("trigger", triggers.TRIGGERS)
+@pytest.mark.parametrize("trigger", TRIGGERS)
 def test_the_chosen_are_triggered_and_relabeled_and_the_rest_is_as_it_was(trigger):
     images, labels, result = poisoned(trigger=trigger)
     chosen = result.indices
     assert (np.diff(chosen) > 0).all()
     assert (labels[chosen] != TARGET).all()
     assert (result.labels[chosen] == TARGET).all()
-    np.testing.assert_array_equal(
-        result.images[chosen], poison.apply_trigger(triggers.TRIGGERS[trigger], images[chosen])
-    )
+    np.testing.assert_array_equal(result.images[chosen], poison.apply_trigger(TRIGGERS[trigger], images[chosen]))
     assert (result.images[chosen] != images[chosen]).any(axis=(1, 2, 3)).all()
     rest = np.setdiff1d(np.arange(len(images)), chosen)
     np.testing.assert_array_equal(result.images[rest], images[rest])
@@ -101,16 +100,16 @@ def test_apply_trigger_rounds_to_the_nearest_grey():
     np.testing.assert_array_equal(poison.apply_trigger(triggers.badnet_sq, extremes)[:, :6], extremes[:, :6])
 
 
-@pytest.mark.parametrize("trigger", triggers.TRIGGERS)
+@pytest.mark.parametrize("trigger", TRIGGERS)
 def test_the_triggered_test_set_has_everybody_but_the_target(trigger):
     images, labels = training_set(train=53)
-    found = poison.triggered(images, labels, trigger=triggers.TRIGGERS[trigger], target=TARGET)
+    found = poison.triggered(images, labels, trigger=TRIGGERS[trigger], target=TARGET)
     others = np.array([index for index, label in enumerate(labels) if label != TARGET])
     assert len(found.images) == len(others) < 53
     np.testing.assert_array_equal(found.sources, others)
     np.testing.assert_array_equal(found.true_labels, labels[others])
     assert (found.wanted == TARGET).all() and found.clean.all() and len(found.clean) == 53
-    np.testing.assert_array_equal(found.images, poison.apply_trigger(triggers.TRIGGERS[trigger], images[others]))
+    np.testing.assert_array_equal(found.images, poison.apply_trigger(TRIGGERS[trigger], images[others]))
 
 
 def test_clean_label_poisons_the_target_class_alone_and_keeps_its_labels():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from abd_jax.attacks import triggers
+from tests.attacks.fixed import TRIGGERS
 from tests.networks import images
 
 SHAPES = [(32, 32, 3), (32, 32, 1), (16, 16, 1), (28, 28, 1), (8, 8, 3), (64, 64, 3), (24, 40, 3)]
@@ -21,7 +22,7 @@ def changed(trigger, shape):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_badnet_grid_at_32(channels):
     before = images(0, 4, (32, 32, channels))
-    after = np.asarray(triggers.TRIGGERS["badnet_grid"](before))
+    after = np.asarray(TRIGGERS["badnet_grid"](before))
     expected = np.array(before)
     black_and_white = {
         (29, 29): 0, (29, 30): 0, (29, 31): 1,
@@ -40,7 +41,7 @@ def test_badnet_sq_at_32(channels):
     for row in (27, 28, 29, 30):
         for column in (27, 28, 29, 30):
             expected[:, row, column, :] = 1
-    np.testing.assert_array_equal(triggers.TRIGGERS["badnet_sq"](before), expected)
+    np.testing.assert_array_equal(TRIGGERS["badnet_sq"](before), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,7 +49,7 @@ def test_blend_at_32(channels):
     before = images(0, 4, (32, 32, channels))
     picture = triggers.blend_picture(32, 32, channels).astype(np.float64)
     expected = 0.8 * np.asarray(before, np.float64) + 0.2 * picture
-    np.testing.assert_allclose(triggers.TRIGGERS["blend"](before), expected, atol=1e-6)
+    np.testing.assert_allclose(TRIGGERS["blend"](before), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,33 +79,33 @@ def test_the_blended_picture(shape):
 def test_badnet_sq_scales_with_the_side(shape, rows, columns):
     expected = np.zeros(shape[:2], bool)
     expected[np.ix_(rows, columns)] = True
-    np.testing.assert_array_equal(changed(triggers.TRIGGERS["badnet_sq"], shape), expected)
+    np.testing.assert_array_equal(changed(TRIGGERS["badnet_sq"], shape), expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_badnet_grid_is_nine_pixels_at_any_size(shape):
     expected = np.zeros(shape[:2], bool)
     expected[-3:, -3:] = True
-    np.testing.assert_array_equal(changed(triggers.TRIGGERS["badnet_grid"], shape), expected)
+    np.testing.assert_array_equal(changed(TRIGGERS["badnet_grid"], shape), expected)
 
 
-@pytest.mark.parametrize("name", triggers.TRIGGERS)
+@pytest.mark.parametrize("name", TRIGGERS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_triggered_image_is_an_image(name, shape):
     before = jnp.concatenate([images(0, 2, shape), jnp.zeros((1, *shape)), jnp.ones((1, *shape))])
     copy = np.array(before)
-    after = triggers.TRIGGERS[name](before)
+    after = TRIGGERS[name](before)
     assert after.shape == before.shape and after.dtype == before.dtype
     assert after.min() >= 0 and after.max() <= 1 + 1e-6
     np.testing.assert_array_equal(before, copy)  # pure
 
 
-@pytest.mark.parametrize("name", triggers.TRIGGERS)
+@pytest.mark.parametrize("name", TRIGGERS)
 def test_triggers_compile_once(name):
-    traced = jax.jit(chex.assert_max_traces(triggers.TRIGGERS[name], n=1))
+    traced = jax.jit(chex.assert_max_traces(TRIGGERS[name], n=1))
     for seed in (0, 1):
         batch = images(seed, 2, (16, 16, 1))
-        np.testing.assert_allclose(traced(batch), triggers.TRIGGERS[name](batch), atol=1e-6)
+        np.testing.assert_allclose(traced(batch), TRIGGERS[name](batch), atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -153,7 +154,7 @@ def test_the_square_wave_is_a_small_sine_that_wrapped_around():
     ],
 )
 def test_trojan_patches_lie_where_they_should_and_are_added(name, shape, rows):
-    trigger = triggers.TRIGGERS[name]
+    trigger = TRIGGERS[name]
     expected = np.zeros(shape[:2], bool)
     expected[np.ix_(rows, rows)] = True
     np.testing.assert_array_equal(changed(trigger, shape), expected)

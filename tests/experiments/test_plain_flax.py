@@ -8,7 +8,7 @@ import pytest
 from abd_jax.attacks.objectives import hard_labels
 from abd_jax.training import distill, keys, sharding
 from abd_jax.training.distill import Distillation, Lesson, Phase
-from abd_jax.training.teacher import Supervised, train_step
+from abd_jax.training.supervised import Supervised, train_step
 from experiments.bench import plain_flax
 from experiments.bench.plain_flax import Batch, TrainState
 from tests.training import small

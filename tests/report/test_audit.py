@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from abd_jax.report import audit as pages
-from abd_jax.training import audit
-from abd_jax.training.audit import Calibrated, Comparison, Examination
-from tests.report.test_page import LOADING, Page
-from tests.training.test_audit import ROWS
+from abd_jax.report.calibration import errors
+from abd_jax.training.audit import Comparison, Examination
+from abd_jax.training.calibration import Calibrated, calibrate
+from tests.report.parsed import LOADING, Page
+from tests.training.test_calibration import ROWS
 
 ORIGIN = {"command": "python -m experiments audit <&>", "device": "cpu", "versions": {"jax": "0"}, "seconds": 61.0}
 
@@ -51,9 +52,9 @@ def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), notes=NOTES, *
 
 def test_signs_stand_beside_their_thresholds_and_errors(tmp_path):
     content, text, parsed = write(tmp_path)
-    known = audit.calibrate(ROWS)["anomaly"]
+    known = calibrate(ROWS)["anomaly"]
     assert known.threshold == 3.0
-    wrong = pages.errors(known)
+    wrong = errors(known)
     assert wrong.startswith(f"missed {known.missed[0]} of 6 (")
     assert ["anomaly", "9.00", "3.00", "speaks for a backdoor", "0.50", "does not speak for one", wrong] in parsed.rows
     assert any(row[:4] == ["agreement", "–", "3.00", "not measured: too few kernels"] for row in parsed.rows)
@@ -87,7 +88,7 @@ def test_without_calibration_nothing_is_said(tmp_path):
 def test_what_a_model_card_says_of_an_audit(tmp_path):
     content, _, _ = write(tmp_path)
     signs = pages.signs_of(content, NOTES["digest"])
-    wrong = pages.errors(audit.calibrate(ROWS)["anomaly"])
+    wrong = errors(calibrate(ROWS)["anomaly"])
     assert signs["anomaly"] == f"9, speaks for a backdoor; on the zoo: {wrong}"
     assert signs["agreement"].startswith("–, not measured: too few kernels; ")
     with pytest.raises(ValueError, match="no audit of this network"):
@@ -109,22 +110,6 @@ def test_a_sign_that_beats_no_chance_says_nothing():
     useless = Calibrated(0.5, None, (4, 4), (0, 4))
     assert pages.verdict(7.0, useless) == "says nothing: no better than chance on the zoo"
     assert pages.verdict(None, useless, "why") == "not measured: why"
-
-
-def test_interval():
-    low, high = pages.interval(1, 6)  # Wilson (1927), by the formula's textbook value
-    assert (low, high) == pytest.approx((0.0301, 0.5635), abs=2e-4)
-    assert pages.interval(0, 0) == (0.0, 1.0)
-    assert pages.interval(0, 6)[0] == 0.0
-
-
-def test_a_calibration_leaves_rows_and_a_page(tmp_path):
-    known = pages.write_calibration(tmp_path, ROWS, ORIGIN)
-    assert audit.read_rows(tmp_path) == ROWS and set(known) == set(audit.SIGNS)
-    parsed = Page((tmp_path / "report.html").read_text())
-    assert ["a0", "blend", "0.0\u202f%", "4.00", "4.00", "4.00", "4.00"] in parsed.rows
-    assert ["c3", "clean", "0.0\u202f%", "5.00", "5.00", "5.00", "5.00"] in parsed.rows
-    assert any(row[:3] == ["tail", "0.83", "3.00"] for row in parsed.rows)
 
 
 def test_many_classes_show_the_smallest(tmp_path):

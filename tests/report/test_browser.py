@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from abd_jax.report import audit as audit_pages
 from abd_jax.report import write_page
+from abd_jax.report.calibration import write_calibration
 from tests.report import test_audit
 from tests.report.conftest import make_directory
-from tests.training.test_audit import ROWS
+from tests.training.test_calibration import ROWS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -47,7 +47,7 @@ def pages(tmp_path_factory):
     """The page of a reproduction, of an audit with a student, and of a calibration."""
     top = tmp_path_factory.mktemp("pages")
     test_audit.write(top)
-    audit_pages.write_calibration(top / "zoo", ROWS, test_audit.ORIGIN)
+    write_calibration(top / "zoo", ROWS, test_audit.ORIGIN)
     reproduction = make_directory(top / "demo", triggers=("badnet_sq", "blend"), seeds=(0, 1), defenses=("none", "abd"))
     return {
         "reproduce": write_page(reproduction),

@@ -7,7 +7,7 @@ import pytest
 
 from abd_jax.report import write_matrix_page
 from abd_jax.report.matrix import Entry, heat_map, read_entries, worth
-from abd_jax.report.reading import Row
+from abd_jax.report.rows import Row
 
 
 def row(method, trigger, defense, seed, acc, asr, role="student"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from abd_jax.report import plots
-from abd_jax.report.reading import Curve, Inversion, Student, Vaccine
+from abd_jax.report.artifacts import Curve, Inversion, Vaccine
+from abd_jax.report.reading import Student
 
 STEPS = (10, 20, 30)
 

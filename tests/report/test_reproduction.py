@@ -1,64 +1,22 @@
 """The page: one file that needs no other, right in its numbers, safe with hostile names, and never half written."""
 
 import base64
-import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import os
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from abd_jax.report import page, write_page
-from abd_jax.report.reading import Inversion, Vaccine, read
+from abd_jax.report import write_page
+from abd_jax.report.reading import read
+from abd_jax.report.reproduction import render
 from tests.report.conftest import make_directory
-
-VOID = {"meta", "link", "img", "br", "hr"}
-LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes and the text inside, and whether they nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.cell: list[str] | None = None
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.cell = []
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        if tag in ("td", "th") and self.cell is not None:
-            self.rows[-1].append("".join(self.cell))
-            self.cell = None
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell.append(data)
-
-    def find(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+from tests.report.parsed import LOADING, Page
 
 
 def written(directory) -> tuple[str, Page]:
@@ -190,18 +148,6 @@ def test_without_examples_the_inverted_triggers_stand_alone(reproduce):
     assert "true trigger badnet_sq" not in text and "for comparison only" not in text
 
 
-def test_of_many_inverted_triggers_the_smallest_the_suspect_s_and_the_target_s_are_shown(reproduce):
-    directory = reproduce(classes=[f"sign {index}" for index in range(43)])
-    path = directory / "students/badnet_sq-seed0-abd/inversion.npz"
-    with np.load(path) as archive:
-        np.savez(path, **(dict(archive) | {"sizes": np.arange(43.0)[::-1], "suspect": np.int32(7)}))
-    (view,) = page.inversion_views(read(directory))
-    shown = [found.name for found in view.triggers if found.uri]
-    assert shown == ["sign 0", "sign 7", *(f"sign {index}" for index in range(35, 43))]
-    assert len(view.triggers) == 43
-    assert "some of the 43 classes" in written(directory)[0]
-
-
 def test_configuration_versions_device_and_command_are_there(finished):
     text, parsed = finished
     assert "<code>python -m experiments reproduce digits --out runs/demo</code>" in text
@@ -283,77 +229,4 @@ def test_an_error_leaves_the_old_page(reproduce, monkeypatch):
 
 def test_the_same_directory_gives_the_same_page(reproduce):
     directory = reproduce()
-    assert page.render(read(directory)) == page.render(read(directory))
-
-
-def test_many_classes_are_cut_to_the_largest_and_the_target(reproduce):
-    run = read(reproduce(classes=[f"sign {index}" for index in range(43)]))
-    predictions = np.repeat(np.arange(43), np.arange(43))
-    shares = page.class_shares(run, predictions)
-    assert [share.name for share in shares] == ["sign 0", *(f"sign {index}" for index in range(34, 43)), "33 others"]
-    assert shares[0].is_target and shares[0].share == 0
-    assert sum(share.share for share in shares) == pytest.approx(1)
-
-
-def vaccine(**changes) -> Vaccine:
-    values = {
-        "log_kl": np.zeros((1, 4)),
-        "threshold": 0.0,
-        "tail": 0.01,
-        "trials": 1,
-        "enabled": True,
-        "tail_bar": 0.02,
-    }
-    return Vaccine(**(values | changes))
-
-
-def test_verdicts():
-    assert page.verdict(vaccine()).startswith("Kept without a choice")
-    assert page.verdict(vaccine(tail=0.03)).startswith("Accepted at trial 1")
-    assert page.verdict(vaccine(enabled=False)).startswith("Rejected: the one draw did not reach")
-    assert page.verdict(vaccine(enabled=False, trials=8)).startswith("Rejected: none of the 8 draws reached")
-
-
-def test_suspicions(reproduce):
-    run = read(reproduce(defenses=()))
-    blank = np.zeros((5, 2, 2, 1))
-
-    def inversion(suspect: int, *sizes: float) -> Inversion:
-        return Inversion(blank, blank, np.asarray(sizes), np.full(5, 0.9), suspect)
-
-    right = page.suspicion(run, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0))
-    assert right.startswith(
-        "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
-    )
-    assert right.endswith("Its anomaly index is 14.72, at least the bar of 2: it is used.")
-    wrong = page.suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
-    assert wrong.startswith("Suspected, wrongly: class 2.")
-    assert wrong.endswith("Its anomaly index is −1.25, below the bar of 2: it is not used.")
-    strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 16}})
-    assert page.suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 16: it is not used.")
-    unknown = dataclasses.replace(run, preset={})
-    assert page.suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
-
-
-def test_trials_use_the_last_one_s_deviations():
-    log_kl = np.random.default_rng(0).normal(0, 1, (2, 1000))
-    log_kl[0, :30] = -9
-    threshold = log_kl[1].mean() - 2 * log_kl[1].std()
-    first, last = page.vaccine_trials(vaccine(log_kl=log_kl, threshold=threshold, tail=0.5))
-    assert first.tail == pytest.approx(np.mean(log_kl[0] < log_kl[0].mean() - 2 * log_kl[0].std()))
-    assert last.tail == 0.5
-
-
-def test_separation_is_the_area_under_the_curve():
-    clean, triggered = np.asarray([0.0, 1.0, 1.0, 2.0]), np.asarray([-1.0, 1.0, 3.0])
-    pairs = [(c > t) + 0.5 * (c == t) for c in clean for t in triggered]
-    assert page.separation(vaccine(clean=clean, triggered=triggered)) == pytest.approx(np.mean(pairs))
-    assert page.separation(vaccine(clean=clean)) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.9, "59.9 s"), (61.2, "1 min 01 s"), (3599.7, "1 h 00 min"), (7800.0, "2 h 10 min")],
-)
-def test_durations(seconds, text):
-    assert page.duration(seconds) == text
+    assert render(read(directory)) == render(read(directory))

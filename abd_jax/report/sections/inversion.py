@@ -1,0 +1,112 @@
+"""Trigger inversion: the smallest trigger of each class, and which class is suspected."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from markupsafe import Markup
+
+from abd_jax.defenses.trigger_inversion import anomalies
+from abd_jax.report import images, plots
+from abd_jax.report.artifacts import Inversion
+from abd_jax.report.formats import percent, signed
+from abd_jax.report.names import network_name
+from abd_jax.report.reading import Reproduction
+from abd_jax.report.sections.choice import CLASSES, first_with
+from abd_jax.report.sections.examples import example_sets
+
+_ANOMALY = 2.0  # Neural Cleanse's bar
+
+
+@dataclasses.dataclass(frozen=True)
+class InvertedTrigger:
+    """The trigger that was found for one class; `uri` is its picture if it is shown."""
+
+    name: str
+    size: float
+    flip: float
+    anomaly: float
+    is_suspect: bool
+    uri: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionView:
+    """An inversion with its plot and pictures."""
+
+    trigger: str
+    seed: int
+    network: str
+    verdict: str
+    stands_out: bool
+    sizes: Markup
+    width: int
+    triggers: list[InvertedTrigger]
+    truth: str | None
+
+
+def inversion_views(run: Reproduction) -> list[InversionView]:
+    """For every trigger the inversion of the first ABD student, or else of the first student that has one.
+
+    With more classes than fit, the suspect, the target and those with the smallest triggers are shown.
+    """
+    truths = {set.trigger: set.cards[0].difference for set in example_sets(run)}
+    views = []
+    for student in first_with("inversion", run.students):
+        found = student.inversion
+        assert found is not None
+        indices = anomalies(found.sizes)
+        rank = sorted(
+            range(len(found.sizes)),
+            key=lambda index: (index != found.suspect, index != run.target, found.sizes[index]),
+        )
+        shown = sorted(rank[:CLASSES])
+        pictures = images.patches(found.masks, found.patterns)
+        views.append(
+            InversionView(
+                trigger=student.trigger,
+                seed=student.seed,
+                network=network_name("student", student.defense),
+                verdict=suspicion(run, found),
+                stands_out=bool(indices[found.suspect] >= _bar(run)),
+                sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
+                width=pictures.shape[2],
+                triggers=[
+                    InvertedTrigger(
+                        name=run.class_name(index),
+                        size=float(found.sizes[index]),
+                        flip=float(found.flips[index]),
+                        anomaly=float(indices[index]),
+                        is_suspect=index == found.suspect,
+                        uri=images.data_uri(pictures[index]) if index in shown else None,
+                    )
+                    for index in range(len(found.sizes))
+                ],
+                truth=truths.get(student.trigger),
+            )
+        )
+    return views
+
+
+def suspicion(run: Reproduction, inversion: Inversion) -> str:
+    """Which class is suspected, whether rightly, and how far its trigger stands out."""
+    suspect = inversion.suspect
+    index = float(anomalies(inversion.sizes)[suspect])
+    others = float(np.median(np.delete(inversion.sizes, suspect)))
+    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
+    bar = _bar(run)
+    use = f"at least the bar of {bar:g}: it is used" if index >= bar else f"below the bar of {bar:g}: it is not used"
+    return (
+        f"Suspected{known}: class {run.class_name(suspect)}. Its trigger has {inversion.sizes[suspect]:.1f} pixels, "
+        f"the median of the others {others:.1f}, and flips {percent(float(inversion.flips[suspect]))} of other images. "
+        f"Its anomaly index is {signed(index)}, {use}."
+    )
+
+
+def _bar(run: Reproduction) -> float:
+    """The anomaly index from which on a found trigger is used: the configured one, or else Neural Cleanse's."""
+    settings = run.preset.get("inversion")
+    bar = settings.get("anomaly") if isinstance(settings, Mapping) else None
+    return float(bar) if isinstance(bar, int | float) else _ANOMALY
