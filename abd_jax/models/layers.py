@@ -96,6 +96,7 @@ def _kernel_gradient_by_xla(images: Array, cotangent: Array, *, stride: int, siz
     return jax.linear_transpose(lambda w: _convolve(images, w, stride), kernel)(cotangent)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "size"))
 def _kernel_gradient_by_products(images: Array, cotangent: Array, *, stride: int, size: int) -> Array:
     """Accumulates one matrix product per slice of the batch.
 

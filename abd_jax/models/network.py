@@ -73,7 +73,7 @@ class Network:
 
     def __call__(self, images: Float[Array, "batch height width channels"], norm: Norm = "running") -> Forward:
         """One forward pass; `norm` says whose statistics batch normalization uses."""
-        return self.module.apply(self.variables, self._normalize(images), norm)
+        return _forward(self.module, self.variables, self._normalize(images), norm)
 
     def tail(
         self,
@@ -91,7 +91,7 @@ class Network:
         copies = next(iter(gathers.values())).shape[0] if gathers else 1
         wide = (len(activation), copies, *activation.shape[1:])
         repeated = jnp.broadcast_to(activation[:, None], wide).reshape(-1, *activation.shape[1:])
-        logits = self.module.apply(self.variables, repeated, entry, gathers, method="tail")
+        logits = _tail(self.module, entry, self.variables, repeated, gathers)
         return logits.reshape(len(activation), copies, -1).swapaxes(0, 1)
 
     def absorb(self, forward: Forward) -> Network:
@@ -127,6 +127,17 @@ class Network:
     def _normalize(self, images: Array) -> Array:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return (images - mean.astype(images.dtype)) / std.astype(images.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _forward(module: Any, variables: Any, images: Array, norm: Norm) -> Forward:
+    """`jit` within whatever is compiled: networks are traced once per shape and not where they are called."""
+    return module.apply(variables, images, norm)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _tail(module: Any, entry: int, variables: Any, activation: Array, gathers: dict[str, Array]) -> Array:
+    return module.apply(variables, activation, entry, gathers, method="tail")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

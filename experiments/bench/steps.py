@@ -135,7 +135,7 @@ def _cache_in(directory: Path | str | None) -> None:
 def compilation(setting: Setting, cache: Path | None = None) -> Step:
     """Traces and compiles a whole round as if for the first time, with JAX's compilation cache in `cache` or without.
 
-    A cache holds what takes a second or longer, as by default.
+    A cache holds small programs too, as those of all commands (`process.tune`).
     """
     run, key, network = setting.begin()
     state = _fresh(run, key, network)

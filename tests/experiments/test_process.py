@@ -58,3 +58,18 @@ def test_tuned():
 def test_a_users_flag_wins(flags):
     convolution, ynn, _ = measure("tuned", XLA_FLAGS=flags)
     assert convolution and not ynn
+
+
+def test_small_programs_go_into_the_cache_unless_somebody_said_otherwise():
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    for given, expected in ((None, "0"), ("3", "3")):
+        environment = {key: value for key, value in os.environ.items() if key != name}
+        code = f"from experiments import process; process.tune(); import jax; print(jax.config.{name.lower()})"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | ({name: given} if given else {}),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert float(done.stdout) == float(expected)
