@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -46,7 +45,7 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         return OK if argv else BAD_INPUT
     try:
         command = choose("command", argv[0], commands)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+        logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
         from abd_jax.models import onednn
         from abd_jax.training.stage import Interrupted
 
@@ -66,6 +65,14 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         return fail(f"not enough memory; a smaller --student.batch needs less ({error})", BAD_INPUT)
     except KeyboardInterrupt:
         return fail("interrupted; go on with --resume", INTERRUPTED)
+
+
+class _Lines(logging.Handler):
+    """Each record as one line, above a bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{record.levelname.lower()}: {self.format(record)}"
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _out_of_memory(error: Exception) -> bool:

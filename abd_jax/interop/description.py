@@ -59,8 +59,25 @@ class Description:
 
     def over(self, other: Description) -> Description:
         """This, with the other's facts where nothing is said here."""
-        own = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        return dataclasses.replace(other, **own)
+        return dataclasses.replace(other, **self.said)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The facts that are said, by name."""
+        return {name: value for name, value in vars(self).items() if value not in (None, ())}
+
+    def against(self, other: Description, who: str) -> list[str]:
+        """A line for each fact that the other tells differently, where what is said here counts.
+
+        Args:
+            other: what is overruled.
+            who: tells that, in words.
+        """
+        return [
+            f"{name} {_shown(value)} counts, not {_shown(other.said[name])}, which {who} says"
+            for name, value in self.said.items()
+            if name in other.said and _comparable(name, value) != _comparable(name, other.said[name])
+        ]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -177,5 +194,12 @@ def _read(path: Path) -> object:
         raise ValueError(f"no YAML ({' '.join(str(error).split())[:120]})") from error
 
 
-def _shown(values: tuple[Any, ...]) -> str:
-    return " ".join(map(str, values[:6]))
+def _comparable(name: str, value: Any) -> Any:
+    """Equal for what means the same: one number for both sides, names in small or capital letters."""
+    if name == "image_size":
+        return value[0], value[-1]
+    return value.lower() if name == "architecture" else value
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value[:6])) if isinstance(value, tuple) else str(value)

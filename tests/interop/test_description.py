@@ -41,6 +41,23 @@ def test_what_is_said_counts_before_the_file_beside_and_that_before_the_metadata
     assert (network.mean, network.std) == ((0.125,), (0.5,))
 
 
+def test_a_contradiction_is_told_in_one_line_each(tmp_path, caplog):
+    ours = networks.network("mobilenet-v2", classes=3, shape=(8, 8, 1))
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(export.to_safetensors(ours, "mobilenet-v2"))
+    read_teacher(path, architecture="MobileNet-v2", input_shape=(8, 8, 1), mean=ours.mean, std=ours.std)
+    assert caplog.messages == []
+    (tmp_path / "t.yaml").write_text("architecture: mobilenet-v2-imagenet\nmean: 0.25\n")
+    read_teacher(path, mean=(0.125,), input_shape=(16, 16, 1))
+    (own,) = ours.mean
+    assert caplog.messages == [
+        f"{path}: mean 0.125 counts, not 0.25, which the YAML file beside it says",
+        f"{path}: architecture mobilenet-v2-imagenet counts, not mobilenet-v2, which its own metadata says",
+        f"{path}: image_size 16 16 counts, not 8 8, which its own metadata says",
+        f"{path}: mean 0.125 counts, not {own}, which its own metadata says",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
