@@ -11,12 +11,14 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from abd_jax.interop.description import Description
+from abd_jax.settings import one_of
 from abd_jax.training import checkpoint, config, processes, speed, stage
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
 from abd_jax.training.stage import Observer, Silent
 from experiments import presets
-from experiments.console import ProgressBar, choose, parse, stderr, stdout
+from experiments.console import ProgressBar, stderr, stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def with_preset(
     known = presets.presets()
     asked_for_help = bool({"-h", "--help"} & set(argv))
     if argv and not argv[0].startswith("-"):
-        name, rest = choose("preset", argv[0], known), argv[1:]
+        name, rest = one_of("preset", argv[0], known), argv[1:]
     elif asked_for_help:
         name, rest = next(iter(known)), argv
     else:

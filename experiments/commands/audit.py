@@ -18,7 +18,8 @@ from abd_jax.training import audit, zoo
 from abd_jax.training.audit import AuditConfig
 from abd_jax.training.run_directory import write_json
 from experiments.commands._common import File, FileFacts
-from experiments.console import PROGRAM, parse, stderr, stdout
+from experiments.console import PROGRAM, stderr, stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

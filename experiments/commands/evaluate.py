@@ -13,7 +13,8 @@ from rich.table import Table
 from abd_jax import data
 from abd_jax.attacks.attack import check_name
 from abd_jax.training import evaluate as evaluation
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)

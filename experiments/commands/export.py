@@ -13,7 +13,8 @@ from abd_jax.interop import export
 from abd_jax.report import audit as pages
 from abd_jax.training import checkpoint
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)

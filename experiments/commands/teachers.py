@@ -11,7 +11,8 @@ import tyro
 from rich.table import Table
 
 from abd_jax.training import zoo
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)
