@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from abd_jax.models import SIZES
+from abd_jax.settings import nearest
 
 _MOST_BYTES = 65_536
 _MOST_CLASSES = 100_000
@@ -146,9 +147,14 @@ def parse(content: object) -> Description:
         raise ValueError(f"expected facts by name, found {type(content).__name__}")
     known = [field.name for field in dataclasses.fields(Description)]
     facts: dict[str, Any] = {}
+    if "arch" in content and "architecture" in content:
+        raise ValueError("arch and architecture: are the same fact; only one of them is allowed")
     for name, value in content.items():
+        name = "architecture" if name == "arch" else name
         if name not in known:
-            raise ValueError(f"unknown fact {str(name)[:40]!r}: allowed are {', '.join(known)}")
+            near = nearest(str(name), known)
+            hint = f" (did you mean {near!r}?)" if near else ""
+            raise ValueError(f"unknown fact {str(name)[:40]!r}{hint}: allowed are {', '.join(known)}")
         facts[name] = _FACTS[name](name, value)
     return Description(**facts)
 

@@ -25,7 +25,7 @@ from experiments.parser import parse
 class FileFacts:
     """What a file of weights does not say by itself; a YAML file beside it (FILE.yaml) may say it instead."""
 
-    arch: str | None = None
+    arch: Annotated[str | None, tyro.conf.arg(aliases=["--architecture"])] = None
     """Architecture; none: told by the file's entries where they leave no choice."""
     num_classes: int | None = None
     """Size of the logits; none: the file's."""

@@ -120,6 +120,14 @@ BAD_INPUT = [
     ([*DISTILL, "OURS", "--trigger", "badnet_sq"], "--trigger badnet_sq: allowed is blend, which this teacher was poi"),
     ([*DISTILL, "OURS", "--teacher.target=3"], "--teacher.target 3: allowed is 0, which this teacher was poisoned wit"),
     (
+        [*DISTILL, "OURS", "--teacher.architecture", "vgg-11"],
+        "--teacher.architecture vgg-11: allowed is wrn-10-1, which",
+    ),
+    (
+        [*DISTILL, "WEIGHTS", "--teacher.architecture", "vgg-11"],
+        "--teacher.architecture vgg-11: allowed is wrn-10-1, w",
+    ),
+    (
         ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv"],
         "defense sv: with method ood this vaccine would change nothing; say --vaccine.student-weights paper",
     ),
@@ -132,6 +140,8 @@ BAD_INPUT = [
     ([*DISTILL, "BARE", *SAID[:4], "--std", "1", "1", "1"], "mean and std: need as many numbers each, got 1 and 3"),
     ([*DISTILL, "BARE", "--image-size", "800", *SAID[2:]], "image_size 800: allowed are one or two sides of 8–64"),
     ([*DISTILL, "BARE", *SAID, "--arch", "alexnet"], "unknown architecture 'alexnet'"),
+    ([*DISTILL, "BARE", *SAID, "--architecture", "alexnet"], "unknown architecture 'alexnet'"),
+    (["audit", "--out", "OUT", "--teacher", "BARE", *SAID, "--architecture=vgg-11"], "like those of wrn-10-1"),
     ([*DISTILL, "BARE", *SAID, "--num-classes", "4"], "wrn-10-1 with 4 classes"),
     ([*DISTILL, "WEIGHTS", "--mean", "0.5", "0.5", "0.5"], "mean and std: need as many numbers each"),
     ([*DISTILL, "WEIGHTS", "--defense", "clean_kd"], "learns from a data set, and none fits this teacher"),
