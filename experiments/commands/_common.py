@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from abd_jax.interop.description import Description
-from abd_jax.settings import one_of
 from abd_jax.training import checkpoint, config, processes, speed, stage
 from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
@@ -119,7 +118,7 @@ def with_preset(
     known = presets.presets()
     asked_for_help = bool({"-h", "--help"} & set(argv))
     if argv and not argv[0].startswith("-"):
-        name, rest = one_of("preset", argv[0], known), argv[1:]
+        name, rest = presets.named(argv[0]).name, argv[1:]
     elif asked_for_help:
         name, rest = next(iter(known)), argv
     else:

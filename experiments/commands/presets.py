@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.table import Column, Table
 
-from abd_jax.settings import one_of
 from experiments import presets
 from experiments.console import stdout
 
@@ -15,7 +14,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         if len(argv) > 1:
             raise ValueError(f"unrecognized option {argv[1]!r}: allowed is the name of one preset, or nothing")
-        module = modules[one_of("preset", argv[0], modules)]
+        module = modules[presets.named(argv[0]).name]
         stdout.print((module.__doc__ or "").strip(), highlight=False, markup=False)
         return
     if argv:
