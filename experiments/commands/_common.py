@@ -113,14 +113,16 @@ def with_preset(
         method: take this one's preset, see `of_method`; default: the one that `--method` names, at its own defaults.
 
     Raises:
-        ValueError: no or an unknown preset, or bad options.
+        ValueError: no or an unknown preset, or bad options, or two that say the same.
     """
     known = presets.presets()
-    asked_for_help = bool({"-h", "--help"} & set(argv))
+    asked_for_help, shown = bool({"-h", "--help"} & set(argv)), "PRESET"
     if argv and not argv[0].startswith("-"):
         name, rest = presets.named(argv[0]).name, argv[1:]
+        shown = name
     elif asked_for_help:
         name, rest = next(iter(known)), argv
+        description += f" The defaults below are those of the preset {name}; `{prog} PRESET --help` has another's."
     else:
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
     if method is None:
@@ -131,7 +133,11 @@ def with_preset(
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
     default = options(**values)
-    parsed: Any = parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+    parsed: Any = parse(options, rest, prog=f"{prog} {shown}", description=description, default=default)
+    given = {word.partition("=")[0] for word in rest}
+    for one in ("--trigger", "--seed"):
+        if {one, f"{one}s"} <= given:
+            raise ValueError(f"{one} and {one}s: only one of them is allowed")
     if parsed.preset.name != preset.name:
         raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
     return parsed  # type: ignore[no-any-return]

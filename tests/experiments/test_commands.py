@@ -100,6 +100,9 @@ BAD_INPUT = [
     ([*TEACHER, "--defense", "abd"], "--defense"),
     ([*TEACHER, "--trigger", "badnet"], "did you mean 'badnet_"),
     ([*TEACHER, "--triggers", "all", "blen"], "--triggers 'all'"),
+    ([*TEACHER, "--triggers", "all", "--trigger", "blend"], "--trigger and --triggers: only one of them is allowed"),
+    ([*TEACHER, "--seeds", "1", "--seed=2"], "--seed and --seeds: only one of them is allowed"),
+    ([*REPRODUCE, "--triggers", "sig", "--trigger", "blend"], "--trigger and --triggers: only one of them is allowed"),
     ([*TEACHER, "--triggers", "blen"], "did you mean 'blend'"),
     ([*TEACHER, "--seeds", "1", "1"], "each value may stand there once"),
     (["teacher", "digits", "--out", "FULL", "--seeds", "1"], "use --resume to go on or --overwrite"),
@@ -415,6 +418,13 @@ def helped(capsys, *argv):
     with pytest.raises(SystemExit):
         console.run(COMMANDS, [*argv, "--help"])
     return " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def test_help_says_whose_defaults_it_shows(capsys):
+    said = helped(capsys, "distill")
+    assert "usage: python -m experiments distill PRESET" in said
+    assert "The defaults below are those of the preset cifar10; `distill PRESET --help` has another's." in said
+    assert "The defaults below" not in helped(capsys, "distill", "digits")
 
 
 def test_help_lists_every_attack_and_method(capsys):
