@@ -178,7 +178,9 @@ def _number(name: str, value: object) -> float:
 
 
 def _several(one: Any) -> Any:
-    return lambda name, value: tuple(one(name, item) for item in (value if isinstance(value, list) else [value]))
+    return lambda name, value: tuple(
+        one(name, item) for item in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
 _FACTS = {
