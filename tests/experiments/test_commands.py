@@ -173,6 +173,16 @@ BAD_INPUT = [
     (["evaluate"], "DIRECTORY"),
     (["evaluate", "/nowhere"], "no network here"),
     (["evaluate", "NETWORK"], "dataset 'svhn' (did you mean 'svhn_cropped'?)"),
+    (
+        ["evaluate", "STUDENT"],
+        "network.json does not tell dataset, trigger, target; say --dataset DATASET --trigger",
+    ),
+    (["evaluate", "STUDENT", "--dataset", "digits", "--target", "1"], "does not tell trigger; say --trigger TRIGGER"),
+    (["evaluate", "STUDENT", "--dataset", "digit", "--trigger", "sig", "--target", "1"], "did you mean 'digits'"),
+    (
+        ["evaluate", "STUDENT", "--dataset", "digits", "--trigger", "sig", "--target", "1"],
+        "is for 8×8×1 images of 10 classes, data set digits has 16×16×1 images of 10 classes",
+    ),
     (["evaluate", "NETWORK", "--jsn"], "--jsn"),
     (["evaluate", "NETWORK", "--trigger", "badnet_sqr"], "did you mean 'badnet_sq'"),
     (["evaluate", "NETWORK", "--target", "-1"], "--target -1: allowed are"),
@@ -243,6 +253,8 @@ def places(tmp_path_factory):
     checkpoint.save_network(
         top / "network", network(classes=10), "wrn-10-1", {"dataset": "svhn", "trigger": "blend", "target": 0}
     )
+    unknown = dict.fromkeys(("dataset", "trigger", "target"))
+    checkpoint.save_network(top / "student", network(classes=10), "wrn-10-1", {"role": "student", **unknown})
     facts = {"dataset": "digits", "trigger": "blend", "target": 0}
     checkpoint.save_network(top / "digits", network(classes=10, shape=(16, 16, 1)), "wrn-10-1", facts)
     (top / "rgb.safetensors").write_bytes(export.to_safetensors(network(classes=10, shape=(8, 8, 3)), "wrn-10-1"))
@@ -268,6 +280,7 @@ def places(tmp_path_factory):
         "FILE/sub": str(top / "file" / "sub"),
         "LINK": str(top / "link"),
         "NETWORK": str(top / "network"),
+        "STUDENT": str(top / "student"),
         "WEIGHTS": str(top / "ours.safetensors"),
         "OURS": str(top / "digits"),
         "RGB": str(top / "rgb.safetensors"),

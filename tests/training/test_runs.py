@@ -372,3 +372,7 @@ def test_a_student_of_a_teacher_without_data_is_the_same_student_without_rates(w
         assert "synthetic" in stored and "clean" not in stored and "triggered" not in stored
     with pytest.raises(ValueError, match="does not tell dataset, trigger, target"):
         evaluate.evaluate_directory(tmp_path / "run", lambda name: small.dataset())
+    rates, notes = evaluate.evaluate_directory(
+        tmp_path / "run", lambda name: small.dataset(), "badnet_sq", small.PRESET.teacher.target, "digits"
+    )
+    assert rates == tuple(whole[1][name] for name in rates._fields) and notes["dataset"] == "digits"
