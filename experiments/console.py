@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ from abd_jax.settings import one_of
 
 OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 PROGRAM = "python -m experiments"
+RESUMABLE = ("reproduce", "matrix", "teacher", "distill", "diagnose")
+"""Commands that take --resume."""
 stdout, stderr = Console(), Console(stderr=True)
 
 
@@ -46,7 +49,7 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         try:
             importlib.import_module(f"experiments.commands.{command}").main(argv[1:])
         except Interrupted as interruption:
-            return fail(str(interruption), TERMINATED)
+            return fail(f"{interruption}{_go_on(argv)}", TERMINATED)
         return OK
     except (ValueError, OSError) as error:
         if os.environ.get("ABD_JAX_TRACEBACK"):
@@ -57,7 +60,15 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
             raise
         return fail(f"not enough memory; a smaller --student.batch needs less ({error})", BAD_INPUT)
     except KeyboardInterrupt:
-        return fail("interrupted; go on with --resume", INTERRUPTED)
+        return fail(f"interrupted{_go_on(argv)}", INTERRUPTED)
+
+
+def _go_on(argv: list[str]) -> str:
+    """How to go on with a command that was interrupted, if it is one that can."""
+    if argv[0] not in RESUMABLE:
+        return ""
+    again = [word for word in argv if word not in ("--resume", "--overwrite")]
+    return f"; go on with: {PROGRAM} {shlex.join([*again, '--resume'])}"
 
 
 class _Lines(logging.Handler):

@@ -156,9 +156,7 @@ def main(argv: list[str]) -> None:
             f"{options.out / first['log']}); the others are done; --resume tries the failed ones again"
         )
     if stopped := sum(entry["state"] == "waiting" for entry in entries):
-        raise stage.Interrupted(
-            f"{options.out}: {stopped} of {len(entries)} cells were told to stop: go on with --resume"
-        )
+        raise stage.Interrupted(f"{options.out}: {stopped} of {len(entries)} cells were told to stop")
 
 
 def _tuned(execute: executors.Execute, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

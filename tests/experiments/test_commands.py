@@ -356,6 +356,26 @@ def test_too_little_memory_is_one_line_and_a_bug_is_not(error, message, monkeypa
     assert message in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", ["interrupted", "terminated"])
+def test_what_was_interrupted_names_the_command_that_goes_on(error, monkeypatch, capsys):
+    from abd_jax.training.stage import Interrupted
+    from experiments.commands import evaluate, teacher
+
+    def main(argv):
+        raise KeyboardInterrupt if error == "interrupted" else Interrupted("saved")
+
+    for command in (evaluate, teacher):
+        monkeypatch.setattr(command, "main", main)
+    code = console.INTERRUPTED if error == "interrupted" else console.TERMINATED
+    said = "error: interrupted" if error == "interrupted" else "error: saved"
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert console.run(COMMANDS, ["teacher", "digits", *more, "--out", "my runs"]) == code
+        again = "; go on with: python -m experiments teacher digits --out 'my runs' --resume\n"
+        assert capsys.readouterr().err == said + again
+    assert console.run(COMMANDS, ["evaluate", "DIR"]) == code
+    assert capsys.readouterr().err == f"{said}\n"
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     from abd_jax.training import run_directory, runs
 

@@ -116,7 +116,7 @@ def test_nothing_compiles_after_the_first_round_of_a_run(run, request):
 
 def test_a_terminated_run_resumes_to_bitwise_the_same(whole, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(stage.Interrupted, match="saved at step 3 of 6; go on with --resume"):
+    with pytest.raises(stage.Interrupted, match=r"saved at step 3 of 6$"):
         student(tmp_path / "run", observer=Recorder(terminate_at=3))
     assert signal.getsignal(signal.SIGTERM) == before
     stored = tmp_path / "run" / metrics.METRICS_FILE
@@ -150,7 +150,7 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
 
 def test_a_terminated_run_with_an_inverted_trigger_resumes_to_bitwise_the_same(inverted, tmp_path):
     path = tmp_path / "parts"
-    with pytest.raises(stage.Interrupted, match="go on with --resume"):
+    with pytest.raises(stage.Interrupted, match="saved at step 3"):
         student(path, defense="abd", preset=small.INVERTED, observer=Recorder(terminate_at=3))
     resumed = student(path, defense="abd", preset=small.INVERTED, existing="resume")
     assert lines(path) == lines(inverted[0])
