@@ -110,7 +110,7 @@ def with_preset(
         options: what the command takes; its field `preset` is what PRESET names.
         argv: the command's arguments.
         prog, description: for its help.
-        method: take this one's preset, see `of_method`; default: the one that `--method` names, at its own defaults.
+        method: take this one's preset, see `of_method`; default: the same of the one that `--method` names.
 
     Raises:
         ValueError: no or an unknown preset, or bad options, or two that say the same.
@@ -127,8 +127,8 @@ def with_preset(
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
     if method is None:
         named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        named.add_argument("--method", nargs="?", default=known[name].method)
-        preset = known[name].with_method(named.parse_known_args(rest)[0].method or known[name].method)
+        named.add_argument("--method", nargs="?")
+        preset = _with_method(known[name], named.parse_known_args(rest)[0].method)
     else:
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
@@ -141,6 +141,25 @@ def with_preset(
     if parsed.preset.name != preset.name:
         raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
     return parsed  # type: ignore[no-any-return]
+
+
+def _with_method(preset: Preset, method: str | None) -> Preset:
+    """As `of_method`, saying which settings those are; the preset itself, if the method is its own or none is named."""
+    if method is None:
+        return preset
+    of_its_own = of_method(preset, method)
+    if method != preset.method:
+        whose = f"preset {of_its_own.name}" if of_its_own.name != preset.name else "its publication"
+        stdout.print(f"note: --method {method}: with the settings of {whose}", highlight=False)
+        return of_its_own
+    if of_its_own.name != preset.name:
+        stdout.print(
+            f"note: --method {method}: as preset {preset.name} has it; {of_its_own.name} has other settings, "
+            "which `matrix` takes",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return preset
 
 
 def of_method(preset: Preset, method: str) -> Preset:

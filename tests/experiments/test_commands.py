@@ -22,6 +22,7 @@ MATRIX = ["matrix", "digits", "--out", "OUT"]
 TEACHER = ["teacher", "digits", "--out", "OUT"]
 DIAGNOSE = ["diagnose", "digits", "--out", "OUT", "--overwrite"]
 DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
+WEIGHTLESS = ["--vaccine.student-weights", "none"]
 SAID = ["--image-size", "8", "--mean", "0.5", "--std", "0.5"]
 
 BAD_INPUT = [
@@ -135,7 +136,7 @@ BAD_INPUT = [
         "--teacher.architecture vgg-11: allowed is wrn-10-1, w",
     ),
     (
-        ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv"],
+        ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv", *WEIGHTLESS],
         "defense sv: with method ood this vaccine would change nothing; say --vaccine.student-weights paper",
     ),
     ([*REPRODUCE, "--vaccine.no-censor", "--vaccine.class-balance", "0"], "defense abd: with method zskt this vaccine"),
@@ -157,7 +158,8 @@ BAD_INPUT = [
     ([*DISTILL, "WEIGHTS", "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
     ([*DISTILL, "VIT"], "student.attention above 0 needs stages of equal resolution"),
     ([*DISTILL, "VIT", "--student.attention", "0"], "method zskt reads the teacher's batch normalization"),
-    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "dfad", "--defense", "clp"], "defense clp: needs a net"),
+    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "ood", "--defense", "clp"], "defense clp: needs a net"),
+    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "dfad"], "say --synthesis.batch-norm 0, or take ood"),
     ([*DISTILL, "VIT", "--student.attention", "0", "--method", "cmi"], "method cmi reads the teacher's batch normal"),
     (["audit", "--out", "OUT"], "one of --teacher FILE and --calibrate ZOO must be given"),
     (["audit", "--out", "OUT", "--teacher", "NETWORK", "--calibrate", "FULL"], "and not both"),
