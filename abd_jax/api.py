@@ -245,6 +245,7 @@ def audit(
         student=other,
         rows=auditing.read_rows(),
         deviations=settings.vaccine.deviations,
+        bar=settings.inversion.anomaly,
         origin=pages.origin("abd_jax.audit", asdict(settings)),
     )
 

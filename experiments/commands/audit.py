@@ -91,6 +91,7 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         student=student,
         rows=rows,
         deviations=options.settings.vaccine.deviations,
+        bar=options.settings.inversion.anomaly,
         origin=_origin(options, started),
     )
     if content["caveat"]:
