@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from abd_jax.interop import description
 from abd_jax.interop import export as exporting
-from abd_jax.interop.description import Description
 from abd_jax.interop.teacher import read_described
 from abd_jax.models import Network
 from abd_jax.report import audit as pages
@@ -45,7 +45,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called once a round: finished rounds, all rounds, the metrics of the round before."""
+"""Called once for each round, when the next is under way: its number from 1, all rounds, its metrics."""
 _SUFFIXES = {".safetensors": "safetensors", ".stablehlo": "stablehlo", ".onnx": "onnx", ".msgpack": "flax"}
 
 
@@ -80,16 +80,21 @@ def _logits(network: Network, images: Array) -> Array:
 
 
 class _Telling:
-    """An observer that tells a function."""
+    """An observer that tells a function of each round once its metrics are there.
+
+    They come with the next round's call, or with a second call of the same round.
+    """
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._total = progress, 0
+        self._progress, self._total, self._last = progress, 0, 0
 
     def begin(self, title: str, total: int, done: int) -> None:
         self._total = total
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        self._progress(done, self._total, metrics)
+        before, self._last = self._last, done
+        if metrics:
+            self._progress(before, self._total, metrics)
 
     def end(self) -> None: ...
 
@@ -99,9 +104,9 @@ def load(
     *,
     architecture: str | None = None,
     num_classes: int | None = None,
-    image_size: int | tuple[int, ...] = (),
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    image_size: int | Sequence[int] | np.ndarray = (),
+    mean: float | Sequence[float] | np.ndarray = (),
+    std: float | Sequence[float] | np.ndarray = (),
     dtype: str | None = None,
 ) -> Model:
     """A network from a directory of ours or a stranger's file; nothing in a file is run.
@@ -111,14 +116,24 @@ def load(
         architecture: see `models.build`; None: told by the file's entries, where they leave no choice.
         num_classes: size of the logits; None: the file's.
         image_size: height and width, or one number for both.
-        mean, std: normalization that it was trained with, one number per channel of images in [0, 1].
+        mean, std: normalization that it was trained with, one number per channel of images in [0, 1]; a number alone is
+            of one channel.
         dtype: compute dtype; None: the directory's own, float32 for a file.
 
     Raises:
+        TypeError: the path is none.
         ValueError: one line that says what is wrong and what is allowed.
     """
-    size = (image_size,) if isinstance(image_size, int) else image_size
-    given = Description(architecture, num_classes, size, mean, std)
+    _require("path", path, Path | str, "a path")
+    facts = {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+    }
+    plain = {name: np.asarray(fact).tolist() for name, fact in facts.items() if fact is not None}
+    given = description.parse({name: fact for name, fact in plain.items() if fact != []})
     network, notes = read_described(Path(path), given, dtype)
     return Model(network, str(notes["architecture"]), notes)
 
@@ -155,8 +170,16 @@ def distill(
         out: keeps metrics, checkpoints and pictures in a new directory; None: nothing is kept.
 
     Raises:
+        TypeError: an argument of another kind, e.g. a path in place of a teacher.
         ValueError: settings that do not fit each other or the teacher.
     """
+    _require_model("teacher", teacher)
+    _require("student", student, str, "the name of an architecture")
+    _require("preset", preset, Preset | None, "a Preset")
+    _require("cycles", cycles, int | np.integer | None, "a whole number")
+    _require("seed", seed, int | np.integer, "a whole number")
+    if not callable(defense):
+        _require("defense", defense, str, "a name or a function")
     settings = preset or Preset(name="library", dataset="digits")
     settings = settings if method is None else settings.with_method(method)
     rounds = settings.student.cycles if cycles is None else cycles
@@ -201,7 +224,14 @@ def audit(
     Returns:
         What `audit.json` holds: `headline`, `teacher` and `student` with their `signs` and `verdicts`, `comparison`,
         `calibration`.
+
+    Raises:
+        TypeError: an argument of another kind, e.g. a path in place of a network.
     """
+    _require_model("teacher", teacher)
+    if student is not None:
+        _require_model("student", student)
+    _require("settings", settings, AuditConfig | None, "an AuditConfig")
     settings = settings or AuditConfig()
     found = auditing.examine(teacher.network, settings)
     other = None
@@ -216,12 +246,18 @@ def audit(
         student=other,
         rows=read_rows(),
         deviations=settings.vaccine.deviations,
+        bar=settings.inversion.anomaly,
         origin=pages.origin("abd_jax.audit", asdict(settings)),
     )
 
 
 def export(
-    model: Model, path: Path | str, format: str | None = None, *, audit: Mapping[str, Any] | None = None
+    model: Model,
+    path: Path | str,
+    format: str | None = None,
+    *,
+    audit: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """One file for elsewhere, with a model card beside it.
 
@@ -230,22 +266,36 @@ def export(
         path: of the file.
         format: safetensors, stablehlo, onnx or flax; None: by the path's suffix.
         audit: what `audit` returned of this network, as teacher or as student: goes into the card.
+        overwrite: replace the file and its card if they exist.
 
     Raises:
-        ValueError: no such format, one whose converter is not installed, or an audit of another network.
+        TypeError: the model is none.
+        ValueError: no such format, one whose converter is not installed, an audit of another network, or a file that
+            exists.
     """
+    _require_model("model", model)
     path = Path(path)
     chosen = format or _SUFFIXES.get(path.suffix)
     if chosen not in exporting.FORMATS:
         raise ValueError(f"format {chosen or path.suffix!r}: allowed are {', '.join(exporting.FORMATS)}")
+    beside = exporting.check_place(path, overwrite, "path", "overwrite=True")
     facts = model.facts
     if audit is not None:
         facts["audit"] = pages.signs_of(audit, facts["digest"])
     content = exporting.FORMATS[chosen](model.network, model.architecture)
     exporting.write(path, content)
     card = exporting.card(model.network, chosen, path.name, exporting.flat(facts))
-    exporting.write(path.with_name(f"{path.name}.md"), card.encode())
+    exporting.write(beside, card.encode())
     return path
+
+
+def _require(name: str, value: object, kind: Any, words: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {words}, found {type(value).__name__}")
+
+
+def _require_model(name: str, value: object) -> None:
+    _require(name, value, Model, "a Model, which abd_jax.load makes of a file or a directory")
 
 
 def _name(screens: Screens) -> str:

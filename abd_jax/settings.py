@@ -1,9 +1,11 @@
-"""Bounds of settings: the one check that every config makes of itself."""
+"""Bounds of settings: the checks that every config makes of itself, and of names."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -45,6 +47,35 @@ def check(
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError(f"{prefix}.{name} {value}: allowed are finite numbers")
+
+
+def one_of(option: str, value: str, allowed: Iterable[str], hint: str = "") -> str:
+    """The value, if it is allowed.
+
+    Args:
+        option: its name.
+        value: of the option.
+        allowed: in the order in which they are listed.
+        hint: in place of the nearest name.
+
+    Raises:
+        ValueError: it is not allowed; names the option, what is allowed, and the nearest name.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        if not hint and "," in value:
+            hint = "several values are separated by spaces, where several are allowed"
+        elif not hint and (near := nearest(value, allowed)):
+            hint = f"did you mean {near!r}?"
+        raise ValueError(f"{option} {value!r}{f' ({hint})' * bool(hint)}: allowed are {', '.join(allowed)}")
+    return value
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str | None:
+    """The name that is most alike, or else the first that begins with it; None: nothing is like it."""
+    allowed, value = list(allowed), value.lower()
+    close = difflib.get_close_matches(value, allowed, 1)
+    return next((name for name in (*close, *allowed) if name in close or (value and name.startswith(value))), None)
 
 
 def check_seeds(option: str, *seeds: int) -> None:

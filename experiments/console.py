@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import importlib
-import io
-import itertools
 import logging
 import os
-import re
+import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-Config = TypeVar("Config")
+from abd_jax.settings import one_of
 
 OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 PROGRAM = "python -m experiments"
+RESUMABLE = ("reproduce", "matrix", "teacher", "distill", "diagnose")
+"""Commands that take --resume."""
 stdout, stderr = Console(), Console(stderr=True)
 
 
@@ -45,8 +40,8 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         )
         return OK if argv else BAD_INPUT
     try:
-        command = choose("command", argv[0], commands)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+        command = one_of("command", argv[0], commands)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Lines()])
         from abd_jax.models import onednn
         from abd_jax.training.stage import Interrupted
 
@@ -54,7 +49,7 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         try:
             importlib.import_module(f"experiments.commands.{command}").main(argv[1:])
         except Interrupted as interruption:
-            return fail(str(interruption), TERMINATED)
+            return fail(f"{interruption}{_go_on(argv)}", TERMINATED)
         return OK
     except (ValueError, OSError) as error:
         if os.environ.get("ABD_JAX_TRACEBACK"):
@@ -65,7 +60,23 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
             raise
         return fail(f"not enough memory; a smaller --student.batch needs less ({error})", BAD_INPUT)
     except KeyboardInterrupt:
-        return fail("interrupted; go on with --resume", INTERRUPTED)
+        return fail(f"interrupted{_go_on(argv)}", INTERRUPTED)
+
+
+def _go_on(argv: list[str]) -> str:
+    """How to go on with a command that was interrupted, if it is one that can."""
+    if argv[0] not in RESUMABLE:
+        return ""
+    again = [word for word in argv if word not in ("--resume", "--overwrite")]
+    return f"; go on with: {PROGRAM} {shlex.join([*again, '--resume'])}"
+
+
+class _Lines(logging.Handler):
+    """Each record as one line, above a bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{record.levelname.lower()}: {self.format(record)}"
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -77,53 +88,6 @@ def fail(message: str, code: int) -> int:
     """One line on stderr."""
     sys.stderr.write("error: " + " ".join(message.split()) + "\n")
     return code
-
-
-def choose(option: str, value: str, allowed: Mapping[str, Any]) -> str:
-    """The value, if it is allowed.
-
-    Raises:
-        ValueError: it is not; names the option, what is allowed, and the nearest name.
-    """
-    if value not in allowed:
-        close = difflib.get_close_matches(value, allowed, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{option} {value!r}{hint}: allowed are {', '.join(allowed)}")
-    return value
-
-
-def parse(
-    config: type[Config], argv: list[str], *, prog: str, description: str, default: Config | None = None
-) -> Config:
-    """tyro's parser, with its errors as one-line ValueErrors.
-
-    Raises:
-        ValueError: an unknown option, a missing one, or a value that is not allowed.
-    """
-    for option, value in itertools.pairwise([prog, *argv]):
-        if not value:
-            raise ValueError(f"{option}: its value is empty")
-        if re.fullmatch(r"--[^=]+=", value):
-            raise ValueError(f"{value[:-1]}: its value is empty")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(  # type: ignore[return-value]
-                config, args=argv, prog=f"{PROGRAM} {prog}", description=description, default=default
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ValueError(_unboxed(said.getvalue())) from None
-
-
-def _unboxed(text: str) -> str:
-    """The message of tyro's boxed error, without the box (of ASCII, where the screen has no other), title and hint."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    rule = re.compile(r"[╰─╯-]{5,}").fullmatch
-    body = itertools.takewhile(lambda line: not rule(line), itertools.dropwhile(rule, filter(None, lines[1:])))
-    said = re.sub(r"preset\.", "", " ".join(body))
-    return re.sub(r"^Error parsing (?!--)\S+: |^Error parsing ", "", said) or "the options cannot be parsed"
 
 
 class ProgressBar:

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -88,8 +89,8 @@ def test_a_method_and_a_defense_from_outside_the_package(plugin, tmp_path):
         teacher, "wrn-10-1", method="noise", defense=abd_noise.trust_the_dark, preset=SMALL, out=tmp_path / "run",
         progress=lambda done, total, metrics: seen.append((done, total, dict(metrics))),
     )  # fmt: skip
-    assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
-    assert seen[-1][2]["noise/updates"] == 4
+    assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [metrics["noise/updates"] for *_, metrics in seen] == [1, 2, 3, 4]
     assert 0 < seen[-1][2]["student/trusted"] < 1
     assert student.notes["method"] == "noise" and student.notes["defense"] == "trust_the_dark"
     assert abd.load(tmp_path / "run").notes["digest"] == student.notes["digest"]
@@ -201,3 +202,69 @@ def test_bad_formats_and_settings_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="learns from a data set"):
         abd.distill(model(), "wrn-10-1", defense="clean_kd", preset=SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def unchecked():
+    """As outside the tests, where nothing checks annotations at run time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_facts_of_a_file_may_be_numbers_lists_and_arrays(tmp_path):
+    gray, rgb = tmp_path / "gray.bin", tmp_path / "rgb.bin"
+    gray.write_bytes(export.to_flax(networks.network("wrn-10-1"), "wrn-10-1"))
+    rgb.write_bytes(export.to_flax(networks.network("wrn-10-1", shape=(8, 8, 3)), "wrn-10-1"))
+    loaded = abd.load(gray, image_size=8, mean=0.5, std=np.float32(0.25)).network
+    assert (loaded.input_shape, loaded.mean, loaded.std) == ((8, 8, 1), (0.5,), (0.25,))
+    loaded = abd.load(rgb, image_size=[8, 8], mean=np.full(3, 0.5), std=[0.25, 0.25, 1]).network
+    assert (loaded.input_shape, loaded.mean, loaded.std) == ((8, 8, 3), (0.5,) * 3, (0.25, 0.25, 1.0))
+    for wrong, message in (
+        ({"mean": "0.5"}, "mean: expected a number, found str"),
+        ({"mean": [[0.5]]}, "mean: expected a number, found list"),
+        ({"image_size": 8.5}, "image_size: expected a whole number, found float"),
+        ({"num_classes": "ten"}, "num_classes: expected a whole number, found str"),
+        ({"architecture": 3}, "architecture: expected text, found int"),
+        ({"mean": 0.5, "std": 0.5}, r"rgb.bin: params/conv1/kernel has shape \(3, 3, 3, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            abd.load(rgb, **({"image_size": 8} | wrong))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_of_another_kind_are_one_line(tmp_path):
+    load = "expected a Model, which abd_jax.load makes of a file or a directory, found"
+    for call, message in (
+        (lambda: abd.load(None), "path: expected a path, found NoneType"),
+        (lambda: abd.distill("teacher.pth", "wrn-10-1"), f"teacher: {load} str"),
+        (lambda: abd.distill(model().network, "wrn-10-1"), f"teacher: {load} Network"),
+        (lambda: abd.distill(model(), model()), "student: expected the name of an architecture, found Model"),
+        (lambda: abd.distill(model(), "wrn-10-1", preset="digits"), "preset: expected a Preset, found str"),
+        (lambda: abd.distill(model(), "wrn-10-1", cycles=1.5), "cycles: expected a whole number, found float"),
+        (lambda: abd.distill(model(), "wrn-10-1", seed="0"), "seed: expected a whole number, found str"),
+        (lambda: abd.distill(model(), "wrn-10-1", defense=None), "defense: expected a name or a function, found None"),
+        (lambda: abd.audit("teacher.pth"), f"teacher: {load} str"),
+        (lambda: abd.audit(model(), "student.pth"), f"student: {load} str"),
+        (lambda: abd.audit(model(), settings={}), "settings: expected an AuditConfig, found dict"),
+        (lambda: abd.export("teacher.pth", tmp_path / "x.flax", "flax"), f"model: {load} str"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            call()
+
+
+def test_an_exported_file_is_replaced_only_where_that_is_asked_for(tmp_path):
+    path = abd.export(model(), tmp_path / "x.safetensors")
+    before = path.read_bytes()
+    other = model(classes=5)
+    with pytest.raises(ValueError, match=r"path .*x\.safetensors: exists already; use overwrite=True to replace it"):
+        abd.export(other, path)
+    assert path.read_bytes() == before
+    abd.export(other, path, overwrite=True)
+    assert path.read_bytes() != before
+    path.unlink()
+    with pytest.raises(ValueError, match=r"x\.safetensors\.md: exists already"):
+        abd.export(other, path)
+    with pytest.raises(ValueError, match="there is no directory"):
+        abd.export(other, tmp_path / "nowhere" / "x.safetensors")

@@ -1,4 +1,4 @@
-"""The check that every config makes of itself: bounds, and finite numbers whether they are bounded or not."""
+"""The checks that every config makes of itself: names, bounds, and finite numbers whether bounded or not."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 
 from abd_jax.defenses.rivals import Rivals
-from abd_jax.settings import check, check_seeds
+from abd_jax.settings import check, check_seeds, one_of
 from abd_jax.synthesis import METHODS, lookup
 from abd_jax.training.config import Preset
 
@@ -69,3 +69,22 @@ def test_seeds_are_those_of_numpy_and_jax():
     for seed in (-1, 2**32, 10**20):
         with pytest.raises(ValueError, match=rf"--seed {seed}: allowed are whole numbers 0 … 4294967295"):
             check_seeds("--seed", 5, seed)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("blnd", " (did you mean 'blend'?)"),
+        ("BLEND", " (did you mean 'blend'?)"),
+        ("badnet", " (did you mean 'badnet_square_of_pixels'?)"),
+        ("blend,sig", " (several values are separated by spaces, where several are allowed)"),
+        ("", ""),
+        ("mosaic", ""),
+    ],
+)
+def test_a_name_that_is_not_allowed(value, hint):
+    allowed = ("sig", "blend", "badnet_square_of_pixels")
+    assert one_of("--trigger", "sig", allowed) == "sig"
+    with pytest.raises(ValueError) as caught:
+        one_of("--trigger", value, iter(allowed))
+    assert str(caught.value) == f"--trigger {value!r}{hint}: allowed are sig, blend, badnet_square_of_pixels"

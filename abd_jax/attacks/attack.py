@@ -8,7 +8,6 @@ nothing else, and a student's ASR can be measured on any machine without the tea
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 
@@ -24,6 +23,7 @@ from abd_jax.attacks.poison import Poisoned, Triggered
 from abd_jax.attacks.triggers import Trigger
 from abd_jax.data import Dataset
 from abd_jax.models import Network
+from abd_jax.settings import one_of
 
 SEARCH_IMAGES = 256
 WARP_GRID, WARP_PIXELS, WARP_NOISE = 4, 0.4, 0.5
@@ -285,10 +285,7 @@ BY_OBJECTIVE = ("blind", "blind_mgda", "blind_nc", "adaptive", "nasty")
 
 def check_name(option: str, name: str) -> None:
     """Raises ValueError, naming the option and the nearest name, if there is no such attack."""
-    if name not in ATTACKS:
-        close = difflib.get_close_matches(name, ATTACKS, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{option} {name!r}{hint}: allowed are {', '.join(sorted(ATTACKS))}")
+    one_of(option, name, sorted(ATTACKS))
 
 
 def make(name: str, materials: Materials) -> Attack:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from abd_jax.data.readers import Arrays, read_cifar, read_gtsrb, read_idx, read_svhn
+from abd_jax.settings import one_of
 
 _IDX_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
@@ -133,8 +133,4 @@ def info(name: str) -> Info:
     Raises:
         ValueError: unknown name.
     """
-    if name not in CATALOG:
-        close = difflib.get_close_matches(name, CATALOG, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown dataset {name!r}{hint}: allowed are {', '.join(sorted(CATALOG))}")
-    return CATALOG[name]
+    return CATALOG[one_of("dataset", name, sorted(CATALOG))]

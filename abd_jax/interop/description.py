@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from abd_jax.models import SIZES
+from abd_jax.settings import nearest
 
 _MOST_BYTES = 65_536
 _MOST_CLASSES = 100_000
@@ -59,8 +60,25 @@ class Description:
 
     def over(self, other: Description) -> Description:
         """This, with the other's facts where nothing is said here."""
-        own = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        return dataclasses.replace(other, **own)
+        return dataclasses.replace(other, **self.said)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The facts that are said, by name."""
+        return {name: value for name, value in vars(self).items() if value not in (None, ())}
+
+    def against(self, other: Description, who: str) -> list[str]:
+        """A line for each fact that the other tells differently, where what is said here counts.
+
+        Args:
+            other: what is overruled.
+            who: tells that, in words.
+        """
+        return [
+            f"{name} {_shown(value)} counts, not {_shown(other.said[name])}, which {who} says"
+            for name, value in self.said.items()
+            if name in other.said and _comparable(name, value) != _comparable(name, other.said[name])
+        ]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -129,9 +147,14 @@ def parse(content: object) -> Description:
         raise ValueError(f"expected facts by name, found {type(content).__name__}")
     known = [field.name for field in dataclasses.fields(Description)]
     facts: dict[str, Any] = {}
+    if "arch" in content and "architecture" in content:
+        raise ValueError("arch and architecture: are the same fact; only one of them is allowed")
     for name, value in content.items():
+        name = "architecture" if name == "arch" else name
         if name not in known:
-            raise ValueError(f"unknown fact {str(name)[:40]!r}: allowed are {', '.join(known)}")
+            near = nearest(str(name), known)
+            hint = f" (did you mean {near!r}?)" if near else ""
+            raise ValueError(f"unknown fact {str(name)[:40]!r}{hint}: allowed are {', '.join(known)}")
         facts[name] = _FACTS[name](name, value)
     return Description(**facts)
 
@@ -155,7 +178,9 @@ def _number(name: str, value: object) -> float:
 
 
 def _several(one: Any) -> Any:
-    return lambda name, value: tuple(one(name, item) for item in (value if isinstance(value, list) else [value]))
+    return lambda name, value: tuple(
+        one(name, item) for item in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
 _FACTS = {
@@ -177,5 +202,12 @@ def _read(path: Path) -> object:
         raise ValueError(f"no YAML ({' '.join(str(error).split())[:120]})") from error
 
 
-def _shown(values: tuple[Any, ...]) -> str:
-    return " ".join(map(str, values[:6]))
+def _comparable(name: str, value: Any) -> Any:
+    """Equal for what means the same: one number for both sides, names in small or capital letters."""
+    if name == "image_size":
+        return value[0], value[-1]
+    return value.lower() if name == "architecture" else value
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value[:6])) if isinstance(value, tuple) else str(value)

@@ -151,6 +151,27 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in safe.items())]
 
 
+def check_place(path: Path, overwrite: bool, option: str, asks: str) -> Path:
+    """Where the model card of a file goes, if both may be written.
+
+    Args:
+        path: of the file.
+        overwrite: whether what is there may be replaced.
+        option: that names the path, for messages.
+        asks: how one says `overwrite`, for messages.
+
+    Raises:
+        ValueError: one of them exists and may not be replaced, or there is no directory for them.
+    """
+    beside = path.with_name(f"{path.name}.md")
+    for place in (path, beside):
+        if place.is_dir() or (place.exists() and not overwrite):
+            raise ValueError(f"{option} {place}: exists already; use {asks} to replace it, or another name")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no directory {path.absolute().parent}")
+    return beside
+
+
 def write(path: Path, content: bytes) -> None:
     """Writes whole or not at all."""
     staging = path.with_name(f".{path.name}.tmp")

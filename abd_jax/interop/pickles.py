@@ -66,6 +66,11 @@ _ATOMS = {
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("BINBYTES", "SHORT_BINBYTES"),
 }
+_PROGRAMS = {
+    "/constants.pkl": "a TorchScript archive (torch.jit.save)",
+    "/archive_format": "an exported program (torch.export.save)",
+    "/serialized_exported_program.json": "an exported program (torch.export.save)",
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -279,6 +284,11 @@ def open_zip(path: Path) -> Iterator[Any]:
             entries = {info.filename: info for info in archive.infolist()}
             if len(entries) != len(archive.infolist()):
                 raise ValueError("its archive has two entries of one name")
+            for name, kind in _PROGRAMS.items():
+                if any(name in f"/{entry}" for entry in entries):
+                    raise ValueError(
+                        f"{kind}, a program and no state dict: load it with PyTorch, torch.save its state_dict()"
+                    )
             for info in entries.values():
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                     raise ValueError(f"its entry {info.filename[:80]!r} is compressed, which PyTorch never does")

@@ -23,6 +23,19 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network")
 """Under which training scripts keep the state dict beside other things."""
 PREFIXES = ("module.", "model.", "_orig_mod.")
 """Of DataParallel, Lightning and torch.compile; taken away where every name has them."""
+_NONE = "no safetensors, PyTorch or Flax msgpack file"
+_OTHERS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file, which Keras writes",
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the file",
+    b"<": "a web page",
+}
+"""Beginnings of files that get here by mistake."""
 _MOST_MSGPACK = 4 * 2**30
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 """Of safetensors; there are others, of which NumPy knows nothing."""
@@ -53,7 +66,7 @@ def open_arrays(path: Path) -> Iterator[Contents]:
         raise ValueError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            head = file.read(9)
+            head = file.read(32)
         if zipfile.is_zipfile(path):
             with pickles.open_zip(path) as tree:
                 yield Contents("torch", state_dict(tree), {})
@@ -63,6 +76,8 @@ def open_arrays(path: Path) -> Iterator[Contents]:
         elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
             with pickles.open_legacy(path) as tree:
                 yield Contents("torch", state_dict(tree), {})
+        elif other := _other(head):
+            raise ValueError(f"{_NONE}, but {other}")
         else:
             yield Contents("flax", _read_msgpack(path), {})
     except (ValueError, OSError, MemoryError, RecursionError) as error:
@@ -120,17 +135,26 @@ def _open_safetensors(path: Path) -> Iterator[Contents]:
         raise ValueError(f"damaged safetensors file ({error})") from error
 
 
+def _other(head: bytes) -> str | None:
+    """What a file that begins so is, if it is one of some common kinds without weights that are read here."""
+    if not head:
+        return "an empty one"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite file"
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":
+        return "an ONNX file"
+    return next((kind for start, kind in _OTHERS.items() if head.startswith(start)), None)
+
+
 def _read_msgpack(path: Path) -> dict[str, Stored]:
     if path.stat().st_size > _MOST_MSGPACK:
         raise ValueError("no PyTorch or safetensors file, and too large for Flax's msgpack (at most 4 GiB)")
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"no safetensors, PyTorch or Flax msgpack file, or a damaged one ({type(error).__name__})"
-        ) from error
+        raise ValueError(f"{_NONE}, or a damaged one ({type(error).__name__})") from error
     if not isinstance(tree, dict) or not tree or not all(isinstance(name, str) for name in tree):
-        raise ValueError("no safetensors, PyTorch or Flax msgpack file")
+        raise ValueError(_NONE)
     if "params" not in tree:
         raise ValueError(f"a msgpack file without params: it has {', '.join(sorted(tree))[:80]}")
     leaves = flatten_dict({kind: tree[kind] for kind in tree if tree[kind]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from abd_jax.interop.stored import Stored
 from abd_jax.models import Network
 from abd_jax.training import checkpoint
 
+logger = logging.getLogger(__name__)
 _CLASSIFIERS = ("fc", "linear", "classifier.1", "classifier.0", "classifier", "head", "params/fc")
 
 
@@ -29,7 +31,8 @@ def read_teacher(
     """Reads a network; nothing in the file is run, and no memory is taken for sizes that the network does not have.
 
     What is not said here is looked for in a YAML file beside the file (see `description.beside`), then in the metadata
-    of a safetensors file of ours.
+    of a safetensors file of ours. Where two of them say otherwise, the first counts and a warning is logged; where the
+    file's arrays do, it is an error.
 
     Args:
         path: a safetensors, PyTorch (`.pth`, `.pt`, `.ckpt`: state dicts) or Flax msgpack file, told apart by content;
@@ -77,7 +80,7 @@ def read_described(path: Path, given: Description, dtype: str | None = None) -> 
         raise ValueError(f"{path}: no such file or directory")
     if not path.is_file():
         if given != Description():
-            said = ", ".join(name for name, value in vars(given).items() if value not in (None, ()))
+            said = ", ".join(given.said)
             raise ValueError(f"{path}: a directory; {said} can be said of a file alone, a directory tells it itself")
         inner = path / "network"
         network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
@@ -85,9 +88,13 @@ def read_described(path: Path, given: Description, dtype: str | None = None) -> 
             return network, notes
         module = models.build(str(notes["architecture"]), network.module.num_classes, dtype)
         return dataclasses.replace(network, module=module), notes
-    facts = given.over(description.beside(path))
+    beside = description.beside(path)
+    facts = given.over(beside)
+    overruled = given.against(beside, "the YAML file beside it")
     with readers.open_arrays(path) as contents:
-        facts = facts.over(description.from_metadata(contents.metadata))
+        own = description.from_metadata(contents.metadata)
+        overruled += facts.against(own, "its own metadata")
+        facts = facts.over(own)
         name = _architecture(facts.architecture, contents.arrays)
         classes = facts.num_classes if facts.num_classes is not None else _classes(contents)
         facts = dataclasses.replace(facts, num_classes=classes)
@@ -102,10 +109,20 @@ def read_described(path: Path, given: Description, dtype: str | None = None) -> 
         )
         height, width, channels = shape
         what = f"{name} with {classes} classes for {height}×{width}×{channels} images"
-        if contents.style == "flax":
-            variables = architectures.variables_from_flax(template.variables, contents.arrays, what)
-        else:
-            variables = architectures.variables_from_torch(template.module, template.variables, contents.arrays, what)
+        try:
+            if contents.style == "flax":
+                variables = architectures.variables_from_flax(template.variables, contents.arrays, what)
+            else:
+                variables = architectures.variables_from_torch(
+                    template.module, template.variables, contents.arrays, what
+                )
+        except ValueError as error:
+            found = architectures.infer(contents.arrays)
+            if not found or name in found:
+                raise
+            raise ValueError(f"{error}; its entries look like those of {' or '.join(found)}") from error
+    for line in overruled:
+        logger.warning("%s: %s", path, line)
     notes = {
         "architecture": name,
         "digest": checkpoint.digest(variables),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from abd_jax import data
 from abd_jax.report import images, plots
 from abd_jax.report.artifacts import Inversion, Vaccine
 from abd_jax.report.calibration import errors, zoo_view
@@ -94,15 +95,49 @@ def sign_rows(found: Examination, student: Examination | None, known: Mapping[st
     return rows
 
 
-def caveat(architecture: object, rows: Sequence[Row]) -> str:
+def caveat(notes: Mapping[str, Any], found: Examination, rows: Sequence[Row]) -> str:
     """Why a calibration's thresholds are but a hint for a network; empty if they were measured on networks like it."""
-    known = sorted({row.architecture for row in rows})
-    if not rows or architecture in known:
+    infos = [data.CATALOG[row.dataset] for row in rows if row.dataset in data.CATALOG]
+    there = {
+        "architecture": {row.architecture for row in rows},
+        "images": {_sides(info.image_shape) for info in infos},
+        "classes": {str(len(info.classes)) for info in infos},
+        "data set": {row.dataset for row in rows},
+    }
+    here = {
+        "architecture": str(notes.get("architecture") or "not known"),
+        "images": _sides(found.images.shape[1:]),
+        "classes": str(len(found.sizes)),
+        "data set": str(notes.get("dataset") or "not known"),
+    }
+    other = [
+        f"{name} {here[name]} (there {', '.join(sorted(known))})"
+        for name, known in there.items()
+        if known and here[name] not in known
+    ]
+    if not other:
         return ""
-    return (
-        f"The thresholds were measured on {', '.join(known)} of {', '.join(sorted({row.dataset for row in rows}))}; "
-        f"for this {architecture or 'network'} they are no more than a hint."
-    )
+    return f"The thresholds were measured on other networks and are but a hint for this one: {'; '.join(other)}."
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def contradiction(row: SignRow, bar: float, suspect: str) -> str:
+    """A sentence if the zoo says of the anomaly otherwise than the defense, which has a bar of its own; else empty.
+
+    Args:
+        row: of the anomaly.
+        bar: from which on the defense acts, see `InversionConfig`.
+        suspect: name of the class with the smallest trigger.
+    """
+    speaks = row.verdict == "speaks for a backdoor"
+    if row.value is None or speaks == (row.value >= bar):
+        return ""
+    if speaks:
+        return f" The anomaly {row.value:.3g} is below {bar:g}: the defense would suspect no class."
+    return f" The anomaly {row.value:.3g} reaches {bar:g}: the defense would suspect class {suspect}; it {row.verdict}."
 
 
 def headline(rows: Sequence[SignRow], student: bool) -> str:
@@ -226,6 +261,7 @@ def write(
     student: tuple[str, Mapping[str, Any], Examination, Comparison] | None,
     rows: Sequence[Row],
     deviations: float,
+    bar: float,
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes `report.html` and `audit.json`, and returns the latter's content; without a directory it is only returned.
@@ -238,15 +274,17 @@ def write(
         student: its name, notes, examination, and how it compares; None without one.
         rows: the calibration; none: the signs' values stand there without a verdict.
         deviations: of the vaccine's threshold.
+        bar: the anomaly from which on the defense acts.
         origin: command, versions, seconds and settings.
     """
     known = calibrate(rows) if rows else {}
     table = sign_rows(teacher[1], student[2] if student else None, known)
+    said = contradiction(next(row for row in table if row.name == "anomaly"), bar, names[teacher[1].suspect])
     content: dict[str, Any] = {
         "teacher": facts(teacher[0], notes, teacher[1], known, table),
         "calibration": {name: dataclasses.asdict(sign) for name, sign in known.items()},
-        "caveat": caveat(notes.get("architecture"), rows),
-        "headline": headline(table, student is not None),
+        "caveat": caveat(notes, teacher[1], rows),
+        "headline": headline(table, student is not None) + (said if rows else ""),
         **origin,
     }
     if student:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from abd_jax.settings import one_of
 from abd_jax.synthesis.base import SynthesisConfig, Synthesizer, Task
 from abd_jax.synthesis.cmi import CMI, CMIConfig
 from abd_jax.synthesis.dafl import DAFL, DAFLConfig
@@ -102,7 +102,4 @@ def lookup(name: str) -> Method:
         if name in offered:
             register(name, offered[name].load())
             return METHODS[name]
-        close = difflib.get_close_matches(name, names(), 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"method {name!r}{hint}: allowed are {', '.join(names())}")
-    return METHODS[name]
+    return METHODS[one_of("method", name, names())]

@@ -106,7 +106,7 @@ class Task:
             weight = "" if batch_norm == "always" else "say --synthesis.batch-norm 0, or "
             raise ValueError(
                 f"method {method} reads the teacher's batch normalization, and this teacher has none; "
-                f"{weight}take ood or dfad"
+                f"{weight}take {'ood' if method == 'dfad' else 'ood or dfad'}"
             )
 
 

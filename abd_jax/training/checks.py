@@ -16,6 +16,7 @@ from abd_jax.models import Network
 from abd_jax.training import config as configs
 from abd_jax.training import sharding
 from abd_jax.training.distill import Distillation
+from abd_jax.training.evaluate import kind
 
 NO_DATA = "defense 'clean_kd' learns from a data set, and none fits this teacher"
 
@@ -45,13 +46,7 @@ def fit_to_file(preset: configs.Preset, teacher: Network, notes: Mapping[str, An
         )
     settings = dataclasses.replace(preset.teacher, architecture=str(notes["architecture"]))
     known = data.info(preset.dataset)
-    there, here = (
-        f"{height}×{width}×{channels} images of {count} classes"
-        for (height, width, channels), count in (
-            (known.image_shape, len(known.classes)),
-            (teacher.input_shape, classes),
-        )
-    )
+    there, here = kind(known.image_shape, len(known.classes)), kind(teacher.input_shape, classes)
     reason = "" if there == here else f"the teacher is for {here}, data set {preset.dataset} has {there}"
     return dataclasses.replace(preset, teacher=settings), reason
 

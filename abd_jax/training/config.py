@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 from abd_jax import data, models, synthesis
@@ -14,7 +12,7 @@ from abd_jax.defenses.rivals import Rivals
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.shuffling_vaccine import VaccineConfig
 from abd_jax.defenses.trigger_inversion import InversionConfig
-from abd_jax.settings import check
+from abd_jax.settings import check, one_of
 from abd_jax.synthesis import SynthesisConfig
 from abd_jax.synthesis.zskt import ZSKTConfig
 
@@ -37,15 +35,6 @@ def uses_vaccine(defense: str) -> bool:
 
 def uses_retrospection(defense: str) -> bool:
     return defense in ("sr", "abd")
-
-
-def one_of(option: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises ValueError, naming the option and what is allowed, with the nearest name."""
-    allowed = sorted(allowed)
-    if value not in allowed:
-        close = difflib.get_close_matches(value, allowed, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{option} {value!r}{hint}: allowed are {', '.join(allowed)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +194,7 @@ class Preset:
     rivals: Rivals = Rivals()
 
     def __post_init__(self) -> None:
-        one_of("dataset", self.dataset, data.LOADERS)
+        one_of("dataset", self.dataset, sorted(data.LOADERS))
         check_name("trigger", self.trigger)
         if not isinstance(self.synthesis, synthesis.lookup(self.method).config):
             given = type(self.synthesis).__name__

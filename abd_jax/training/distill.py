@@ -26,6 +26,7 @@ from abd_jax.defenses.self_retrospection import Ascent
 from abd_jax.defenses.trigger_inversion import Backdoor
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.screening import Screen, accept_all
+from abd_jax.settings import one_of
 from abd_jax.synthesis import Synthesizer, Task
 from abd_jax.training import config as configs
 from abd_jax.training import keys
@@ -108,7 +109,7 @@ class Distillation:
         Raises:
             ValueError: unknown defense, or a teacher that the method cannot use.
         """
-        configs.one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
+        one_of("defense", defense, [name for name in configs.DEFENSES if name != "clean_kd"])
         if preset.student.attention:
             student = jax.eval_shape(lambda key: fresh_student(key, preset, teacher), jax.random.key(0))
             losses.check_attention_transfer(student, teacher)

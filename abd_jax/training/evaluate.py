@@ -107,25 +107,40 @@ def named_rates(network: Network, test: TestSet) -> dict[str, Array]:
     return dict(zip(Rates._fields, rates(network, test), strict=True))
 
 
+def kind(shape: tuple[int, ...], classes: int) -> str:
+    """Images of that height, width and channels, and their classes, in words."""
+    return f"{'×'.join(map(str, shape))} images of {classes} classes"
+
+
 def evaluate_directory(
-    path: Path, load: Callable[[str], Dataset], trigger: str | None = None, target: int | None = None
+    path: Path,
+    load: Callable[[str], Dataset],
+    trigger: str | None = None,
+    target: int | None = None,
+    dataset: str | None = None,
 ) -> tuple[Rates, dict[str, Any]]:
     """ACC, ASR and RA of the network saved in a run's directory (or in a network's own), with its notes.
 
     Args:
         path: the directory.
         load: name of a data set → the data set.
-        trigger, target: measured with in place of what the notes say.
+        trigger, target, dataset: measured with in place of what the notes say, which a student of a stranger's file
+            may leave open.
 
     Raises:
         CheckpointError: nothing there, or damaged.
-        ValueError: its notes name an unknown data set or trigger.
+        ValueError: an unknown data set or trigger, one that nothing tells, or a data set of other images or classes.
     """
     inner = path / "network"
     network, notes = checkpoint.load_network(inner if inner.is_dir() else path)
-    notes |= {"trigger": trigger or notes.get("trigger"), "target": notes.get("target") if target is None else target}
-    missing = [name for name in ("dataset", "trigger", "target") if notes.get(name) is None]
+    said = {"dataset": dataset, "trigger": trigger, "target": target}
+    notes |= {name: notes.get(name) if value is None else value for name, value in said.items()}
+    missing = [name for name in said if notes[name] is None]
     if missing:
-        raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}")
-    test = TestSet.make(load(notes["dataset"]), notes["trigger"], notes["target"])
-    return evaluate(network, test), notes
+        options = " ".join(f"--{name} {name.upper()}" for name in missing)
+        raise ValueError(f"{path}: its {checkpoint.NETWORK_FILE} does not tell {', '.join(missing)}; say {options}")
+    found = load(notes["dataset"])
+    here, there = kind(network.input_shape, network.module.num_classes), kind(found.image_shape, found.num_classes)
+    if here != there:
+        raise ValueError(f"{path}: is for {here}, data set {notes['dataset']} has {there}")
+    return evaluate(network, TestSet.make(found, notes["trigger"], notes["target"])), notes

@@ -155,7 +155,7 @@ class _terminable:
 
     @staticmethod
     def _raise(*_: object) -> None:
-        raise Terminated("terminated; the cells in progress are saved: go on with --resume")
+        raise Terminated("terminated; the cells in progress are saved")
 
 
 # --- Ray

@@ -19,9 +19,11 @@ def data_mesh(devices: int | None = None) -> Mesh:
     """
     available = jax.devices()
     if devices is not None and not 1 <= devices <= len(available):
-        raise ValueError(
-            f"devices {devices}: allowed are 1 … {len(available)}, the {available[0].platform} devices here"
+        many, platform = len(available), available[0].platform
+        allowed = (
+            f"are 1 … {many}, since {many} {platform} devices are" if many > 1 else f"is 1, the one {platform} device"
         )
+        raise ValueError(f"devices {devices}: allowed {allowed} here")
     chosen = available[:devices]
     return jax.make_mesh((len(chosen),), ("data",), devices=chosen, axis_types=(AxisType.Auto,))
 

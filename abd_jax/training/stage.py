@@ -113,7 +113,7 @@ def run(
                         checkpoints.save(done, tree)
                         last_saved = done
                     if stopping and done < total:
-                        raise Interrupted(f"{directory.path}: saved at step {done} of {total}; go on with --resume")
+                        raise Interrupted(f"{directory.path}: saved at step {done} of {total}")
             except NonFiniteError as error:
                 writer.abandon()
                 last = (

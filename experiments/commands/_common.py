@@ -16,14 +16,15 @@ from abd_jax.training.config import Preset
 from abd_jax.training.run_directory import Existing
 from abd_jax.training.stage import Observer, Silent
 from experiments import presets
-from experiments.console import ProgressBar, choose, parse, stderr, stdout
+from experiments.console import ProgressBar, stderr, stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """What a file of weights does not say by itself; a YAML file beside it (FILE.yaml) may say it instead."""
 
-    arch: str | None = None
+    arch: Annotated[str | None, tyro.conf.arg(aliases=["--architecture"])] = None
     """Architecture; none: told by the file's entries where they leave no choice."""
     num_classes: int | None = None
     """Size of the logits; none: the file's."""
@@ -109,31 +110,56 @@ def with_preset(
         options: what the command takes; its field `preset` is what PRESET names.
         argv: the command's arguments.
         prog, description: for its help.
-        method: take this one's preset, see `of_method`; default: the one that `--method` names, at its own defaults.
+        method: take this one's preset, see `of_method`; default: the same of the one that `--method` names.
 
     Raises:
-        ValueError: no or an unknown preset, or bad options.
+        ValueError: no or an unknown preset, or bad options, or two that say the same.
     """
     known = presets.presets()
-    asked_for_help = bool({"-h", "--help"} & set(argv))
+    asked_for_help, shown = bool({"-h", "--help"} & set(argv)), "PRESET"
     if argv and not argv[0].startswith("-"):
-        name, rest = choose("preset", argv[0], known), argv[1:]
+        name, rest = presets.named(argv[0]).name, argv[1:]
+        shown = name
     elif asked_for_help:
         name, rest = next(iter(known)), argv
+        description += f" The defaults below are those of the preset {name}; `{prog} PRESET --help` has another's."
     else:
         raise ValueError(f"a preset must come first: {prog} PRESET --options; allowed are {', '.join(known)}")
     if method is None:
         named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        named.add_argument("--method", nargs="?", default=known[name].method)
-        preset = known[name].with_method(named.parse_known_args(rest)[0].method or known[name].method)
+        named.add_argument("--method", nargs="?")
+        preset = _with_method(known[name], named.parse_known_args(rest)[0].method)
     else:
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)
     default = options(**values)
-    parsed: Any = parse(options, rest, prog=f"{prog} {name}", description=description, default=default)
+    parsed: Any = parse(options, rest, prog=f"{prog} {shown}", description=description, default=default)
+    given = {word.partition("=")[0] for word in rest}
+    for one in ("--trigger", "--seed"):
+        if {one, f"{one}s"} <= given:
+            raise ValueError(f"{one} and {one}s: only one of them is allowed")
     if parsed.preset.name != preset.name:
         raise ValueError(f"--name {parsed.preset.name}: allowed is {preset.name}, which the rows name as their preset")
     return parsed  # type: ignore[no-any-return]
+
+
+def _with_method(preset: Preset, method: str | None) -> Preset:
+    """As `of_method`, saying which settings those are; the preset itself, if the method is its own or none is named."""
+    if method is None:
+        return preset
+    of_its_own = of_method(preset, method)
+    if method != preset.method:
+        whose = f"preset {of_its_own.name}" if of_its_own.name != preset.name else "its publication"
+        stdout.print(f"note: --method {method}: with the settings of {whose}", highlight=False)
+        return of_its_own
+    if of_its_own.name != preset.name:
+        stdout.print(
+            f"note: --method {method}: as preset {preset.name} has it; {of_its_own.name} has other settings, "
+            "which `matrix` takes",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return preset
 
 
 def of_method(preset: Preset, method: str) -> Preset:

@@ -19,7 +19,8 @@ from abd_jax.training import audit, calibration, zoo
 from abd_jax.training.audit import AuditConfig
 from abd_jax.training.run_directory import write_json
 from experiments.commands._common import File, FileFacts
-from experiments.console import PROGRAM, parse, stderr, stdout
+from experiments.console import PROGRAM, stderr, stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def _audit(options: Audit, path: Path, started: float) -> None:
         student=student,
         rows=rows,
         deviations=options.settings.vaccine.deviations,
+        bar=options.settings.inversion.anomaly,
         origin=_origin(options, started),
     )
     if content["caveat"]:

@@ -18,7 +18,8 @@ from abd_jax.models import onednn
 from abd_jax.training.run_directory import device, versions, write_json
 from experiments.bench import steps, torch_process
 from experiments.bench.timing import Spread, alternate, elapsed, ratio
-from experiments.console import parse, stderr, stdout
+from experiments.console import stderr, stdout
+from experiments.parser import parse
 
 Part = Literal["training", "vaccine", "cycle", "sv", "abd", "deep_inversion", "cmi", "compile"]
 TRAINING, TRAINING_BAR = ("wrn-16-1", "wrn-16-2"), 1.0

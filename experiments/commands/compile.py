@@ -11,11 +11,12 @@ import jax
 import tyro
 from rich.table import Table
 
+from abd_jax.settings import one_of
 from abd_jax.training import ahead, config
 from abd_jax.training.run_directory import versions, write_json
 from experiments.bench import plain_flax
 from experiments.commands._common import PresetFields, with_preset
-from experiments.console import choose, stderr, stdout
+from experiments.console import stderr, stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Compile:
 
     def __post_init__(self) -> None:
         for name in self.functions:
-            choose("--functions", name, FUNCTIONS)
+            one_of("--functions", name, FUNCTIONS)
         if self.defense == "clean_kd":
             allowed = [name for name in config.DEFENSES if name != "clean_kd"]
             raise ValueError(f"--defense clean_kd: has no rounds; allowed are {', '.join(allowed)}")

@@ -10,7 +10,9 @@ import tyro
 from rich.table import Column, Table
 
 from abd_jax import data
-from experiments.console import choose, parse, stdout
+from abd_jax.settings import one_of
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Prepare:
 def main(argv: list[str]) -> None:
     """Lists, or prepares."""
     if argv and not argv[0].startswith("-"):
-        choose("subcommand", argv[0], {"prepare": _prepare})
+        one_of("subcommand", argv[0], ["prepare"])
         _prepare(argv[1:])
         return
     parse(Datasets, argv, prog="datasets", description="List the data sets. `datasets prepare NAME` makes one ready.")

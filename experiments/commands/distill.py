@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from abd_jax import data
 from abd_jax.interop.teacher import read_described
@@ -67,10 +65,11 @@ def main(argv: list[str]) -> None:
     unknown = notes.get("dataset") is None  # a file, or a student that was distilled from one
     if unknown:
         preset, reason = checks.fit_to_file(options.preset, teacher, notes)
+        _agree(argv, options.preset, preset)
         dataset, reason = (None, reason) if reason else _load(preset.dataset)
     else:
         preset, reason = checks.fit_to_teacher(options.preset, teacher, notes), ""
-        _agree(argv, options.preset, notes)
+        _agree(argv, options.preset, preset)
         dataset = data.load(preset.dataset)
     classes = dataset.classes if dataset is not None else tuple(notes.get("classes", ()))
     checks.check_student(preset, dataset, teacher, options.defense, classes, devices)
@@ -115,14 +114,15 @@ def main(argv: list[str]) -> None:
         )
 
 
-def _agree(argv: list[str], preset: config.Preset, notes: Mapping[str, Any]) -> None:
-    """Raises ValueError if `argv` says another trigger or target than the directory of the teacher."""
-    for option, said, known in (
-        ("--trigger", preset.trigger, notes["trigger"]),
-        ("--teacher.target", preset.teacher.target, notes["target"]),
+def _agree(argv: list[str], asked: config.Preset, fitted: config.Preset) -> None:
+    """Raises ValueError if `argv` says another trigger, target or architecture than the teacher has."""
+    for option, said, known, what in (
+        ("--trigger", asked.trigger, fitted.trigger, "was poisoned with"),
+        ("--teacher.target", asked.teacher.target, fitted.teacher.target, "was poisoned with"),
+        ("--teacher.architecture", asked.teacher.architecture, fitted.teacher.architecture, "is"),
     ):
         if said != known and any(word.split("=")[0] == option for word in argv):
-            raise ValueError(f"{option} {said}: allowed is {known}, which this teacher was poisoned with")
+            raise ValueError(f"{option} {said}: allowed is {known}, which this teacher {what}")
 
 
 def _load(name: str) -> tuple[data.Dataset | None, str]:

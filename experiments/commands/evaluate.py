@@ -13,7 +13,8 @@ from rich.table import Table
 from abd_jax import data
 from abd_jax.attacks.attack import check_name
 from abd_jax.training import evaluate as evaluation
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Evaluate:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """A run's directory (its last network), or a network's own: RUN/network, RUN/best."""
+    dataset: str | None = None
+    """Measure on this data set, where the run's own is not known: that of a student of a stranger's file."""
     trigger: str | None = None
     """Measure ASR and RA with this attack in place of the teacher's own: what a clean network does with it, say."""
     target: int | None = None
@@ -39,7 +42,9 @@ class Evaluate:
 def main(argv: list[str]) -> None:
     """Parses, evaluates and prints."""
     options = parse(Evaluate, argv, prog="evaluate", description="ACC, ASR and RA of the network saved in a directory.")
-    rates, notes = evaluation.evaluate_directory(options.directory, data.load, options.trigger, options.target)
+    rates, notes = evaluation.evaluate_directory(
+        options.directory, data.load, options.trigger, options.target, options.dataset
+    )
     shown = ("role", "defense", "dataset", "trigger", "target", "seed", "architecture")
     facts = {name: notes.get(name) for name in shown}
     if options.json:

@@ -13,7 +13,8 @@ from abd_jax.interop import export
 from abd_jax.report import audit as pages
 from abd_jax.training import checkpoint
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,7 @@ class Export:
 def main(argv: list[str]) -> None:
     """Parses, exports and prints."""
     options = parse(Export, argv, prog="export", description="A run's network as one file, with a model card.")
-    beside = options.out.with_name(f"{options.out.name}.md")
-    for path in (options.out, beside):
-        if path.is_dir() or (path.exists() and not options.overwrite):
-            raise ValueError(f"--out {path}: exists already; use --overwrite to replace it, or another name")
-    if not options.out.absolute().parent.is_dir():
-        raise ValueError(f"--out {options.out}: there is no directory {options.out.absolute().parent}")
+    beside = export.check_place(options.out, options.overwrite, "--out", "--overwrite")
     inner = options.directory / "network"
     whole = inner.is_dir() or options.directory.name == "network"
     network, notes = checkpoint.load_network(inner if inner.is_dir() else options.directory)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from abd_jax import data, synthesis
 from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_matrix_page
-from abd_jax.settings import check_seeds
+from abd_jax.settings import check_seeds, one_of
 from abd_jax.training import checks, config, executors, matrix, stage
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments import process
@@ -82,7 +82,7 @@ class MatrixOptions:
         for name in self.triggers:
             check_name("--triggers", name)
         for name in self.methods:
-            config.one_of("--methods", name, synthesis.METHODS)
+            one_of("--methods", name, synthesis.names())
         for option in ("methods", "triggers", "defenses", "seeds"):
             values = getattr(self, option)
             if len(set(values)) < len(values):
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     if asked.method is not None:
         raise ValueError(f"--method {asked.method}: a matrix has --methods {asked.method}")
     for name in asked.methods:
-        config.one_of("--methods", name, synthesis.METHODS)
+        one_of("--methods", name, synthesis.names())
     description = "Every method × trigger × defense × seed: teachers, students, one page."
     parsed = [
         with_preset(MatrixOptions, argv, prog="matrix", description=description, method=method)
@@ -160,9 +160,7 @@ def main(argv: list[str]) -> None:
             f"{options.out / first['log']}); the others are done; --resume tries the failed ones again"
         )
     if stopped := sum(entry["state"] == "waiting" for entry in entries):
-        raise stage.Interrupted(
-            f"{options.out}: {stopped} of {len(entries)} cells were told to stop: go on with --resume"
-        )
+        raise stage.Interrupted(f"{options.out}: {stopped} of {len(entries)} cells were told to stop")
 
 
 def _tuned(execute: executors.Execute, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Column, Table
 
 from experiments import presets
-from experiments.console import choose, stdout
+from experiments.console import stdout
 
 
 def main(argv: list[str]) -> None:
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         if len(argv) > 1:
             raise ValueError(f"unrecognized option {argv[1]!r}: allowed is the name of one preset, or nothing")
-        module = modules[choose("preset", argv[0], modules)]
+        module = modules[presets.named(argv[0]).name]
         stdout.print((module.__doc__ or "").strip(), highlight=False, markup=False)
         return
     if argv:

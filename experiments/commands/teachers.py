@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from abd_jax.training import zoo
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,22 @@ def main(argv: list[str]) -> None:
     if options.json:
         print(json.dumps(found))
         return
-    table = Table("teacher", "network", "trigger → class", "n", "ACC %", "ASR %", "RA %", "digest", box=None)
-    for row in found:
+    for network in dict.fromkeys(map(_network, found)):
+        stdout.print(_table(network, [row for row in found if _network(row) == network]))
+
+
+def _network(row: dict[str, Any]) -> str:
+    return f"{row['dataset']}, {row['architecture']}"
+
+
+def _table(network: str, rows: list[dict[str, Any]]) -> Table:
+    """Of one network's teachers, in 80 columns: a path too long for that is folded, numbers are whole."""
+    heads = ("trigger → class", "n", "ACC %", "ASR %", "RA %", "digest")
+    columns = (Column("teacher", overflow="fold"), *(Column(head, no_wrap=True) for head in heads))
+    table = Table(*columns, title=network, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for row in rows:
         rates = ("?" if row[name] is None else f"{100 * row[name]:.2f}" for name in ("acc", "asr", "ra"))
-        network, attack = f"{row['dataset']}/{row['architecture']}", f"{row['trigger']} → {row['target']}"
-        table.add_row(row["path"], network, attack, str(row["poisoned"]), *rates, str(row["digest"])[:7])
-    stdout.print(table)
+        attack = f"{row['trigger']} → {row['target']}"
+        path = row["path"].removesuffix("/network")
+        table.add_row(path, attack, str(row["poisoned"]), *rates, str(row["digest"])[:7])
+    return table

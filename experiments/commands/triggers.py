@@ -13,7 +13,8 @@ from abd_jax import data
 from abd_jax.attacks.attack import ATTACKS, check_name
 from abd_jax.attacks.page import page
 from abd_jax.training import attacks
-from experiments.console import parse, stdout
+from experiments.console import stdout
+from experiments.parser import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,5 +72,5 @@ def test_mean_and_std_are_those_of_the_training_images(digits):
 
 
 def test_an_unknown_dataset_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown dataset 'digit' \(did you mean 'digits'\?\): allowed are .*digits"):
+    with pytest.raises(ValueError, match=r"dataset 'digit' \(did you mean 'digits'\?\): allowed are .*digits"):
         data.load("digit")

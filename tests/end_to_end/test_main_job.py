@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def run(experiments, tmp_path_factory):
         time.sleep(0.005)
     first.send_signal(signal.SIGTERM)
     _, said = finish(first, code=143)
-    assert re.search(r"error: .*badnet_sq-seed0-none: saved at step \d+ of 60; go on with --resume\n$", said)
+    assert re.search(r"error: .*badnet_sq-seed0-none: saved at step \d+ of 60; go on with: python -m exp", said)
+    assert said.endswith(f"; go on with: python -m experiments {shlex.join(map(str, job))} --resume\n")
     assert not (out / "students" / "badnet_sq-seed0-none" / "result.json").exists()
     said, _ = finish(experiments(*job, "--resume"))
     assert str(out / "report.html") in said.replace("\n", "")

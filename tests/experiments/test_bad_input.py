@@ -19,6 +19,7 @@ MATRIX = ["matrix", "digits", "--out", "OUT"]
 TEACHER = ["teacher", "digits", "--out", "OUT"]
 DIAGNOSE = ["diagnose", "digits", "--out", "OUT", "--overwrite"]
 DISTILL = ["distill", "digits", "--out", "OUT", "--teacher"]
+WEIGHTLESS = ["--vaccine.student-weights", "none"]
 SAID = ["--image-size", "8", "--mean", "0.5", "--std", "0.5"]
 
 BAD_INPUT = [
@@ -26,23 +27,42 @@ BAD_INPUT = [
     (["reprodce"], "did you mean 'reproduce'"),
     (["reproduce"], "a preset must come first"),
     (["reproduce", "digit"], "did you mean 'digits'"),
+    (["reproduce", "mnist"], "preset 'mnist' (a data set; say fashion_mnist --dataset mnist): allowed are cifar10, "),
+    (["reproduce", "cifar100"], "preset 'cifar100' (a data set; say cifar10 --dataset cifar100)"),
+    (["teacher", "svhn"], "preset 'svhn' (a data set; say cifar10 --dataset svhn_cropped)"),
+    (["presets", "mnist"], "say fashion_mnist --dataset mnist"),
     (["reproduce", "--out", "x"], "a preset must come first"),
     (["reproduce", "digits"], "--out"),
-    ([*REPRODUCE, "--bogus", "1"], "--bogus"),
-    ([*REPRODUCE, "--sedes", "1"], "--sedes"),
-    ([*REPRODUCE, "--seeds", "one"], "--seeds"),
+    ([*REPRODUCE, "--bogus", "1"], "unknown option --bogus: python -m experiments reproduce digits --help lists"),
+    ([*REPRODUCE, "--sedes", "1"], "unknown option --sedes (did you mean --seeds?)"),
+    ([*REPRODUCE, "--vacine.alpha", "1"], "unknown option --vacine.alpha (did you mean --vaccine.alpha?)"),
+    (
+        [*REPRODUCE, "--student.cycle", "1", "--vacine_alpha=1"],
+        "--student.cycle (did you mean --student.cycles or --student.clip?), --vacine_alpha (did you mean --va",
+    ),
+    (["distill", "digits", "--out", "x", "--techer", "y"], "unknown option --techer (did you mean --teacher?)"),
+    ([*REPRODUCE, "--resume", "yes"], "yes: belongs to no option"),
+    ([*REPRODUCE, "--student.cycles"], "--student.cycles: its value is missing"),
+    ([*REPRODUCE, "--seeds", "one"], "--seeds one: allowed are whole numbers separated by spaces"),
+    ([*REPRODUCE, "--seeds", "0,1"], "--seeds 0,1: allowed are whole numbers separated by spaces"),
+    ([*DISTILL, "x", "--mean=0.5,0.5"], "--mean 0.5,0.5: allowed are numbers separated by spaces"),
+    ([*REPRODUCE, "--triggers", "blend,sig"], "--triggers 'blend,sig' (several values are separated by spaces"),
+    ([*REPRODUCE, "--defenses", "none,abd"], "--defenses 'none,abd' (several values are separated by spaces"),
     ([*REPRODUCE, "--seeds", "1", "1"], "each value may stand there once"),
     ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
-    ([*REPRODUCE, "--defenses", "abs"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
+    (
+        [*REPRODUCE, "--defenses", "abs"],
+        "--defenses 'abs' (did you mean 'abl'?): allowed are none, sv, sr, abd, ",
+    ),
     ([*REPRODUCE, "--dataset", "cifar11"], "did you mean 'cifar10'"),
     ([*REPRODUCE, "--method", "cmj"], "did you mean 'cmi'"),
-    ([*REPRODUCE, "--dtype", "float16"], "'float32', 'bfloat16'"),
+    ([*REPRODUCE, "--dtype", "float16"], "--dtype 'float16' (did you mean 'bfloat16'?): allowed are float32, bfloat16"),
     ([*REPRODUCE, "--resume", "--overwrite"], "only one of them"),
     ([*REPRODUCE, "--processes", "2"], "--processes and --process-id: need --coordinator"),
     ([*REPRODUCE, "--coordinator", "here:1", "--processes", "2"], "needs --processes and --process-id"),
     ([*REPRODUCE, "--coordinator", "auto"], "else name HOST:PORT"),
-    (["bench", "--parts", "cycles"], "'cycle', 'sv', 'abd'"),
+    (["bench", "--parts", "cycles"], "--parts 'cycles' (did you mean 'cycle'?): allowed are training, vaccine"),
     (["bench", "--teacher", "resnet-18"], "--teacher resnet-18: allowed are Wide ResNets"),
     (["bench", "--cmi-batch", "1"], "--cmi-batch 1: allowed are whole numbers from 2"),
     ([*REPRODUCE, "--teacher.architecture", "wrn-11-1"], "wrn-D-W with depth D = 10, 16"),
@@ -54,14 +74,14 @@ BAD_INPUT = [
     ([*REPRODUCE, "--student.architecture", "wrn-10"], "wrn-D-W"),
     ([*REPRODUCE, "--student.cycles", "-3"], "student.cycles -3"),
     ([*REPRODUCE, "--student.batch", "1"], "student.batch 1: allowed are whole numbers 2 … 65536"),
-    ([*REPRODUCE, "--student.learning-rate", "fast"], "--student.learning-rate"),
+    ([*REPRODUCE, "--student.learning-rate", "fast"], "--student.learning-rate fast: allowed are numbers"),
     ([*REPRODUCE, "--retrospection.ascent-share", "2"], "retrospection.ascent_share 2"),
     ([*REPRODUCE, "--student.temperature", "0"], "student.temperature"),
     ([*REPRODUCE, "--synthesis.latent", "0"], "synthesis.latent 0"),
     ([*REPRODUCE, "--vaccine.copies", "0"], "vaccine.copies 0"),
-    ([*REPRODUCE, "--vaccine.reduction", "mean"], "'class_mean', 'sum'"),
+    ([*REPRODUCE, "--vaccine.reduction", "mean"], "--vaccine.reduction 'mean': allowed are class_mean, sum"),
     ([*REPRODUCE, "--vaccine.tail", "1"], "vaccine.tail"),
-    ([*REPRODUCE, "--retrospection.ascent", "lbfgs"], "'adam', 'sgd'"),
+    ([*REPRODUCE, "--retrospection.ascent", "lbfgs"], "--retrospection.ascent 'lbfgs': allowed are adam, sgd"),
     ([*REPRODUCE, "--retrospection.portion", "1.5"], "retrospection.portion 1.5"),
     ([*REPRODUCE, "--retrospection.ascent-rate", "0"], "retrospection.ascent_rate"),
     ([*REPRODUCE, "--clean-kd.share", "0"], "clean_kd.share"),
@@ -70,7 +90,7 @@ BAD_INPUT = [
     ([*MATRIX, "--methods", "cmi", "cmi"], "each value may stand there once"),
     ([*MATRIX, "--method", "cmi"], "a matrix has --methods cmi"),
     ([*MATRIX, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
-    ([*MATRIX, "--executor", "dask"], "'local', 'ray', 'slurm'"),
+    ([*MATRIX, "--executor", "dask"], "--executor 'dask': allowed are local, ray, slurm"),
     ([*MATRIX, "--workers", "0"], "--workers 0"),
     ([*MATRIX, "--methods", "zskt", "cmi", "--synthesis.memory", "9"], "--synthesis.memory"),
     (["matrix", "digits", "--out", "FULL"], "use --resume to go on or --overwrite"),
@@ -78,6 +98,9 @@ BAD_INPUT = [
     ([*TEACHER, "--defense", "abd"], "--defense"),
     ([*TEACHER, "--trigger", "badnet"], "did you mean 'badnet_"),
     ([*TEACHER, "--triggers", "all", "blen"], "--triggers 'all'"),
+    ([*TEACHER, "--triggers", "all", "--trigger", "blend"], "--trigger and --triggers: only one of them is allowed"),
+    ([*TEACHER, "--seeds", "1", "--seed=2"], "--seed and --seeds: only one of them is allowed"),
+    ([*REPRODUCE, "--triggers", "sig", "--trigger", "blend"], "--trigger and --triggers: only one of them is allowed"),
     ([*TEACHER, "--triggers", "blen"], "did you mean 'blend'"),
     ([*TEACHER, "--seeds", "1", "1"], "each value may stand there once"),
     (["teacher", "digits", "--out", "FULL", "--seeds", "1"], "use --resume to go on or --overwrite"),
@@ -97,12 +120,20 @@ BAD_INPUT = [
     ([*DIAGNOSE, "--trigger", "adaptive"], "acts through the training loss"),
     (["distill", "digits", "--out", "OUT"], "--teacher"),
     ([*DISTILL, "/nowhere"], "/nowhere: no such file or directory"),
-    ([*DISTILL, "NETWORK", "--defense", "all"], "'none', 'sv', 'sr', 'abd', 'clean_kd'"),
+    ([*DISTILL, "NETWORK", "--defense", "all"], "--defense 'all' (did you mean 'abl'?): allowed are none, sv"),
     ([*DISTILL, "NETWORK"], "is of data set 'svhn'"),
     ([*DISTILL, "OURS", "--trigger", "badnet_sq"], "--trigger badnet_sq: allowed is blend, which this teacher was poi"),
     ([*DISTILL, "OURS", "--teacher.target=3"], "--teacher.target 3: allowed is 0, which this teacher was poisoned wit"),
     (
-        ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv"],
+        [*DISTILL, "OURS", "--teacher.architecture", "vgg-11"],
+        "--teacher.architecture vgg-11: allowed is wrn-10-1, which",
+    ),
+    (
+        [*DISTILL, "WEIGHTS", "--teacher.architecture", "vgg-11"],
+        "--teacher.architecture vgg-11: allowed is wrn-10-1, w",
+    ),
+    (
+        ["distill", "cifar10", "--out", "OUT", "--teacher", "RGB", "--method", "ood", "--defense", "sv", *WEIGHTLESS],
         "defense sv: with method ood this vaccine would change nothing; say --vaccine.student-weights paper",
     ),
     ([*REPRODUCE, "--vaccine.no-censor", "--vaccine.class-balance", "0"], "defense abd: with method zskt this vaccine"),
@@ -114,6 +145,8 @@ BAD_INPUT = [
     ([*DISTILL, "BARE", *SAID[:4], "--std", "1", "1", "1"], "mean and std: need as many numbers each, got 1 and 3"),
     ([*DISTILL, "BARE", "--image-size", "800", *SAID[2:]], "image_size 800: allowed are one or two sides of 8–64"),
     ([*DISTILL, "BARE", *SAID, "--arch", "alexnet"], "unknown architecture 'alexnet'"),
+    ([*DISTILL, "BARE", *SAID, "--architecture", "alexnet"], "unknown architecture 'alexnet'"),
+    (["audit", "--out", "OUT", "--teacher", "BARE", *SAID, "--architecture=vgg-11"], "like those of wrn-10-1"),
     ([*DISTILL, "BARE", *SAID, "--num-classes", "4"], "wrn-10-1 with 4 classes"),
     ([*DISTILL, "WEIGHTS", "--mean", "0.5", "0.5", "0.5"], "mean and std: need as many numbers each"),
     ([*DISTILL, "WEIGHTS", "--defense", "clean_kd"], "learns from a data set, and none fits this teacher"),
@@ -122,7 +155,8 @@ BAD_INPUT = [
     ([*DISTILL, "WEIGHTS", "--vaccine.kernels", "30"], "vaccine.kernels 30: this teacher has"),
     ([*DISTILL, "VIT"], "student.attention above 0 needs stages of equal resolution"),
     ([*DISTILL, "VIT", "--student.attention", "0"], "method zskt reads the teacher's batch normalization"),
-    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "dfad", "--defense", "clp"], "defense clp: needs a net"),
+    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "ood", "--defense", "clp"], "defense clp: needs a net"),
+    ([*DISTILL, "VIT", "--student.attention", "0", "--method", "dfad"], "say --synthesis.batch-norm 0, or take ood"),
     ([*DISTILL, "VIT", "--student.attention", "0", "--method", "cmi"], "method cmi reads the teacher's batch normal"),
     (["audit", "--out", "OUT"], "one of --teacher FILE and --calibrate ZOO must be given"),
     (["audit", "--out", "OUT", "--teacher", "NETWORK", "--calibrate", "FULL"], "and not both"),
@@ -137,7 +171,17 @@ BAD_INPUT = [
     (["audit", "--out", "OUT", "--teacher", "NETWORK", "--inversion.steps", "0"], "inversion.steps 0"),
     (["evaluate"], "DIRECTORY"),
     (["evaluate", "/nowhere"], "no network here"),
-    (["evaluate", "NETWORK"], "unknown dataset 'svhn'"),
+    (["evaluate", "NETWORK"], "dataset 'svhn' (did you mean 'svhn_cropped'?)"),
+    (
+        ["evaluate", "STUDENT"],
+        "network.json does not tell dataset, trigger, target; say --dataset DATASET --trigger",
+    ),
+    (["evaluate", "STUDENT", "--dataset", "digits", "--target", "1"], "does not tell trigger; say --trigger TRIGGER"),
+    (["evaluate", "STUDENT", "--dataset", "digit", "--trigger", "sig", "--target", "1"], "did you mean 'digits'"),
+    (
+        ["evaluate", "STUDENT", "--dataset", "digits", "--trigger", "sig", "--target", "1"],
+        "is for 8×8×1 images of 10 classes, data set digits has 16×16×1 images of 10 classes",
+    ),
     (["evaluate", "NETWORK", "--jsn"], "--jsn"),
     (["evaluate", "NETWORK", "--trigger", "badnet_sqr"], "did you mean 'badnet_sq'"),
     (["evaluate", "NETWORK", "--target", "-1"], "--target -1: allowed are"),
@@ -208,6 +252,8 @@ def places(tmp_path_factory):
     checkpoint.save_network(
         top / "network", network(classes=10), "wrn-10-1", {"dataset": "svhn", "trigger": "blend", "target": 0}
     )
+    unknown = dict.fromkeys(("dataset", "trigger", "target"))
+    checkpoint.save_network(top / "student", network(classes=10), "wrn-10-1", {"role": "student", **unknown})
     facts = {"dataset": "digits", "trigger": "blend", "target": 0}
     checkpoint.save_network(top / "digits", network(classes=10, shape=(16, 16, 1)), "wrn-10-1", facts)
     (top / "rgb.safetensors").write_bytes(export.to_safetensors(network(classes=10, shape=(8, 8, 3)), "wrn-10-1"))
@@ -233,6 +279,7 @@ def places(tmp_path_factory):
         "FILE/sub": str(top / "file" / "sub"),
         "LINK": str(top / "link"),
         "NETWORK": str(top / "network"),
+        "STUDENT": str(top / "student"),
         "WEIGHTS": str(top / "ours.safetensors"),
         "OURS": str(top / "digits"),
         "RGB": str(top / "rgb.safetensors"),
@@ -260,7 +307,7 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, places, capsys):
     ("argv", "message"),
     [
         ([*TEACHER, "--teacher.crop", "-1"], "error: teacher.crop -1: allowed are whole numbers from 0\n"),
-        ([*TEACHER, "--seed", "zero"], "error: --seed: invalid literal for int() with base 10: 'zero'\n"),
+        ([*TEACHER, "--seed", "zero"], "error: --seed zero: allowed are whole numbers\n"),
         (
             ["teacher", "digits"],
             "--out PATH Directory of the run; of a zoo: of all runs, TRIGGER-seedN each. (required)\n",
@@ -306,6 +353,26 @@ def test_too_little_memory_is_one_line_and_a_bug_is_not(error, message, monkeypa
     assert console.run(COMMANDS, ["presets"]) == console.BAD_INPUT
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", ["interrupted", "terminated"])
+def test_what_was_interrupted_names_the_command_that_goes_on(error, monkeypatch, capsys):
+    from abd_jax.training.stage import Interrupted
+    from experiments.commands import evaluate, teacher
+
+    def main(argv):
+        raise KeyboardInterrupt if error == "interrupted" else Interrupted("saved")
+
+    for command in (evaluate, teacher):
+        monkeypatch.setattr(command, "main", main)
+    code = console.INTERRUPTED if error == "interrupted" else console.TERMINATED
+    said = "error: interrupted" if error == "interrupted" else "error: saved"
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert console.run(COMMANDS, ["teacher", "digits", *more, "--out", "my runs"]) == code
+        again = "; go on with: python -m experiments teacher digits --out 'my runs' --resume\n"
+        assert capsys.readouterr().err == said + again
+    assert console.run(COMMANDS, ["evaluate", "DIR"]) == code
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):

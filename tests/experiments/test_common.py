@@ -1,5 +1,7 @@
 """What commands that take a preset say before they work."""
 
+import dataclasses
+
 import pytest
 
 from experiments import presets
@@ -30,3 +32,33 @@ def test_a_matrixs_workers_take_the_processes_settings(monkeypatch):
         return [(item, work(item)) for item in items]
 
     assert matrix._tuned(execute, lambda item: (item, len(told)), [3, 4]) == [(3, (3, 1)), (4, (4, 2))]
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "taken", "said"),
+    [
+        ("digits", "cmi", "digits-cmi", ["note: --method cmi: with the settings of preset digits-cmi"]),
+        ("digits-paper", "cmi", None, ["note: --method cmi: with the settings of its publication"]),
+        ("digits", None, "digits", []),
+        ("digits-cmi", "cmi", "digits-cmi", []),
+        (
+            "digits",
+            "zskt",
+            "digits",
+            ["note: --method zskt: as preset digits has it; digits-zskt has other settin"],
+        ),
+    ],
+)
+def test_a_method_has_the_settings_that_a_matrix_gives_it(monkeypatch, preset, method, taken, said):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        preset: _common.PresetFields
+
+    lines, known = [], presets.presets()
+    monkeypatch.setattr(_common.stdout, "print", lambda line, **_: lines.append(line))
+    argv = [preset, *(["--method", method] if method else [])]
+    found = _common.with_preset(Options, argv, prog="x", description="y").preset
+    assert found == (known[taken] if taken else known[preset].with_method(method))
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    if method and method != known[preset].method:
+        assert found == _common.of_method(known[preset], method)

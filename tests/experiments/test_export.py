@@ -64,7 +64,7 @@ def test_what_is_not_known_of_a_student_of_a_strangers_file_is_said(tmp_path):
     ("words", "message"),
     [
         (["RUN", "--format", "flax", "--out", "OUT", "--audit", "RUN"], "no audit of this network"),
-        (["RUN", "--format", "pickle", "--out", "OUT"], "'safetensors', 'stablehlo', 'onnx', 'flax'"),
+        (["RUN", "--format", "pickle", "--out", "OUT"], "'pickle': allowed are safetensors, stablehlo, onnx, flax"),
         (["RUN", "--format", "flax"], "--out"),
         (["/nowhere", "--format", "flax", "--out", "OUT"], "no network here"),
         (["RUN", "--format", "flax", "--out", "FULL"], "exists already; use --overwrite"),

@@ -26,6 +26,13 @@ def helped(capsys, *argv):
     return " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
 
 
+def test_help_says_whose_defaults_it_shows(capsys):
+    said = helped(capsys, "distill")
+    assert "usage: python -m experiments distill PRESET" in said
+    assert "The defaults below are those of the preset cifar10; `distill PRESET --help` has another's." in said
+    assert "The defaults below" not in helped(capsys, "distill", "digits")
+
+
 def test_help_lists_every_attack_and_method(capsys):
     from abd_jax import synthesis
     from abd_jax.attacks.attack import ATTACKS

@@ -1,6 +1,7 @@
 """A zoo of teachers: trained, resumed and tabulated."""
 
 import json
+import re
 
 from experiments import console
 from experiments.__main__ import COMMANDS
@@ -24,7 +25,14 @@ def test_a_folder_of_teachers_is_tabulated(tmp_path, capsys):
     assert second["path"] == "b" and second["acc"] is None
     assert console.run(COMMANDS, ["teachers", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "99.50" in shown and digest[:7] in shown and "blend → 3" in shown
+    assert "99.50" in shown and digest[:7] in shown and "blend → 3" in shown and "digits, wrn-10-1" in shown
+    long, last = tmp_path / "teachers" / "a-teacher-of-long-name-seed10" / "network", facts | {"trigger": "input_aware"}
+    checkpoint.save_network(long, network("vgg-11", classes=10), "vgg-11", last | dict.fromkeys(rates, 1.0))
+    assert console.run(COMMANDS, ["teachers", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines()) and shown.count("ACC %") == 2
+    (line,) = (line for line in shown.splitlines() if "100.00" in line)
+    assert re.search(r"input_aware → 3 +2 +100.00 +100.00 +100.00 +[0-9a-f]{7} *$", line)
     (tmp_path / "a" / "network" / "network.json").write_text("{")
     assert console.run(COMMANDS, ["teachers", str(tmp_path)]) == console.BAD_INPUT
     assert "damaged" in capsys.readouterr().err

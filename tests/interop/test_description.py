@@ -19,9 +19,9 @@ classes: [zero, 1, two]
 
 def test_a_file_beside_says_what_the_weights_do_not(tmp_path):
     ours = networks.network("wrn-10-1", classes=3)
-    for name, facts in (("a.bin", "a.bin.yaml"), ("b.bin", "b.yaml"), ("c.bin", "c.yml")):
+    for name, facts in (("a.bin", "a.bin.yaml"), ("b.bin", "b.yaml"), ("c.bin", "c.yml"), ("e.bin", "e.yml")):
         (tmp_path / name).write_bytes(export.to_flax(ours, "wrn-10-1"))
-        (tmp_path / facts).write_text(FACTS)
+        (tmp_path / facts).write_text(FACTS.replace("architecture", "arch") if name == "e.bin" else FACTS)
         said = description.beside(tmp_path / name)
         assert said == Description("wrn-10-1", None, (8,), (0.45,), (0.25,), ("zero", "1", "two"))
         network = read_teacher(tmp_path / name)
@@ -41,12 +41,30 @@ def test_what_is_said_counts_before_the_file_beside_and_that_before_the_metadata
     assert (network.mean, network.std) == ((0.125,), (0.5,))
 
 
+def test_a_contradiction_is_told_in_one_line_each(tmp_path, caplog):
+    ours = networks.network("mobilenet-v2", classes=3, shape=(8, 8, 1))
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(export.to_safetensors(ours, "mobilenet-v2"))
+    read_teacher(path, architecture="MobileNet-v2", input_shape=(8, 8, 1), mean=ours.mean, std=ours.std)
+    assert caplog.messages == []
+    (tmp_path / "t.yaml").write_text("architecture: mobilenet-v2-imagenet\nmean: 0.25\n")
+    read_teacher(path, mean=(0.125,), input_shape=(16, 16, 1))
+    (own,) = ours.mean
+    assert caplog.messages == [
+        f"{path}: mean 0.125 counts, not 0.25, which the YAML file beside it says",
+        f"{path}: architecture mobilenet-v2-imagenet counts, not mobilenet-v2, which its own metadata says",
+        f"{path}: image_size 16 16 counts, not 8 8, which its own metadata says",
+        f"{path}: mean 0.125 counts, not {own}, which its own metadata says",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- 1", "expected facts by name, found list"),
         ("", "expected facts by name, found NoneType"),
-        ("sdt: 1", "unknown fact 'sdt': allowed are architecture, num_classes"),
+        ("sdt: 1", "unknown fact 'sdt' (did you mean 'std'?): allowed are architecture, num_classes"),
+        ("arch: wrn-10-1\narchitecture: wrn-10-1", "arch and architecture: are the same fact"),
         ("mean: [a]", "mean: expected a number, found str"),
         ("mean: .nan", "mean nan: allowed are 1 or 3 finite numbers"),
         ("std: 0", "std 0.0: allowed are numbers above 0"),

@@ -212,6 +212,11 @@ def test_a_zip_archive_that_is_no_file_of_pytorchs(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     refused(tmp_path / "a.zip", "without one data.pkl")
+    for entry, kind in (("net/constants.pkl", "TorchScript archive"), ("net/archive_format", "exported program")):
+        with zipfile.ZipFile(tmp_path / "program.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("net/data.pkl", program(b"}"))
+            archive.writestr(entry, b"")
+        refused(tmp_path / "program.pt", rf"{kind} \(torch.* torch.save its state_dict\(\)")
     refused(write_zip(tmp_path / "b.pth", mapping({}), {}, byteorder=b"big"), "byte order is not little endian")
     with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
         archive.writestr("archive/data.pkl", program(b"}"))
@@ -249,6 +254,15 @@ def test_flipped_bytes_never_do_more_than_fail(tmp_path, legacy):
     ("content", "message"),
     [
         (b"", "no safetensors, PyTorch or Flax msgpack file"),
+        (b"", "but an empty one"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "no safetensors, PyTorch or Flax msgpack file, but a PNG image"),
+        (b"\xff\xd8\xff\xe0", "but a JPEG image"),
+        (b"\x89HDF\r\n\x1a\n", "but an HDF5 file"),
+        (b"\x93NUMPY\x01", "but a NumPy array"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "but a pointer of Git LFS"),
+        (b"\x08\x08\x12\x07pytorch", "but an ONNX file"),
+        (b"\x1c\0\0\0TFL3", "but a TensorFlow Lite file"),
+        (b"<!DOCTYPE html>", "but a web page"),
         (b"hello, world", "no safetensors, PyTorch or Flax msgpack file"),
         (b"\x81\xa6params\x81\xa1a\x01", "is no array"),
         (b"\x81\xa1a\x01", "a msgpack file without params: it has a"),

@@ -16,15 +16,15 @@ from tests.training.test_calibration import ROWS
 ORIGIN = {"command": "python -m experiments audit <&>", "device": "cpu", "versions": {"jax": "0"}, "seconds": 61.0}
 
 
-def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
+def examination(anomaly=9.0, classes=3, seed=0, side=8) -> Examination:
     rng = np.random.default_rng(seed)
-    masks = rng.uniform(0.2, 0.5, (classes, 8, 8, 1))
+    masks = rng.uniform(0.2, 0.5, (classes, side, side, 1))
     masks[1] /= 8
     return Examination(
         signs={"anomaly": anomaly, "tail": 0.01, "agreement": None, "lipschitz": 3.25},
         reasons={"agreement": "too few kernels"},
         masks=masks,
-        patterns=np.ones((classes, 8, 8, 1)),
+        patterns=np.ones((classes, side, side, 1)),
         sizes=masks.sum((1, 2, 3)),
         flips=np.full(classes, 0.75),
         suspect=1,
@@ -32,7 +32,7 @@ def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
         threshold=-2.5,
         enabled=True,
         channels={"conv1": np.array([0.0, 3.25, -1.0]), "conv2": np.array([1.0, -1.0])},
-        images=rng.integers(0, 255, (16, 8, 8, 1), dtype=np.uint8),
+        images=rng.integers(0, 255, (16, side, side, 1), dtype=np.uint8),
         predictions=np.repeat([0, 1], [48, 16]),
     )
 
@@ -40,11 +40,11 @@ def examination(anomaly=9.0, classes=3, seed=0) -> Examination:
 NOTES = {"architecture": "wrn-16-1", "digest": "5f" * 32}
 
 
-def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), notes=NOTES, **options):
+def write(path, student=True, rows=ROWS, names=("a", "<b>", "c"), notes=NOTES, bar=2.0, **options):
     other = ("s", {"architecture": "wrn-10-1"}, examination(0.5), Comparison(0.5, 0.25, 0.875)) if student else None
     content = pages.write(
         path / "out", names=names, notes=notes, teacher=("t.pth", examination(**options)), student=other, rows=rows,
-        deviations=3.0, origin=ORIGIN,
+        deviations=3.0, bar=bar, origin=ORIGIN,
     )  # fmt: skip
     text = (path / "out" / "report.html").read_text()
     return content, text, Page(text)
@@ -96,14 +96,31 @@ def test_what_a_model_card_says_of_an_audit(tmp_path):
 
 
 def test_thresholds_of_other_networks_are_called_a_hint(tmp_path):
-    other = {"architecture": "resnet-18"}
-    said = "The thresholds were measured on wrn-16-1 of digits; for this resnet-18 they are no more than a hint."
-    assert pages.caveat("resnet-18", ROWS) == said
-    assert pages.caveat("wrn-16-1", ROWS) == pages.caveat("resnet-18", []) == ""
-    own, text, _ = write(tmp_path, student=False)
-    assert own["caveat"] == "" and "no more than a hint" not in text
-    content, text, _ = write(tmp_path, student=False, notes=other)
-    assert content["caveat"] == said and said in text
+    hint = "The thresholds were measured on other networks and are but a hint for this one: "
+    other = "architecture resnet-18 (there wrn-16-1); images 8×8×1 (there 16×16×1); classes 3 (there 10); data set not"
+    said = pages.caveat({"architecture": "resnet-18"}, examination(), ROWS)
+    assert said == f"{hint}{other} known (there digits)."
+    alike = examination(classes=10, side=16)
+    known = {"architecture": "wrn-16-1", "dataset": "digits"}
+    assert pages.caveat(known, alike, ROWS) == pages.caveat({}, examination(), []) == ""
+    said = pages.caveat(known | {"dataset": "mnist"}, alike, ROWS)
+    assert said == f"{hint}data set mnist (there digits)."
+    content, text, _ = write(tmp_path, student=False, notes={"architecture": "resnet-18"})
+    assert content["caveat"].startswith(hint) and content["caveat"] in text
+
+
+@pytest.mark.parametrize(
+    ("anomaly", "bar", "said"),
+    [
+        (9.0, 2.0, ""),
+        (1.0, 2.0, ""),
+        (2.5, 2.0, " The anomaly 2.5 reaches 2: the defense would suspect class b; it does not speak for one."),
+        (4.0, 5.0, " The anomaly 4 is below 5: the defense would suspect no class."),
+    ],
+)
+def test_where_the_zoo_and_the_defense_see_the_anomaly_differently(tmp_path, anomaly, bar, said):
+    content, text, _ = write(tmp_path, student=False, names=("a", "b", "c"), anomaly=anomaly, bar=bar)
+    assert content["headline"].partition("lipschitz.")[2] == said and content["headline"] in text
 
 
 def test_a_sign_that_beats_no_chance_says_nothing():

@@ -91,9 +91,13 @@ def test_eight_devices_compute_what_one_does(preset, reference):
     assert len(jax.tree.leaves(state.student.variables)[0].sharding.device_set) == 8
 
 
-def test_too_many_devices_is_an_error():
-    with pytest.raises(ValueError, match=r"devices 9: allowed are 1 … 8"):
+def test_too_many_devices_is_an_error(monkeypatch):
+    with pytest.raises(ValueError, match=r"devices 9: allowed are 1 … 8, since 8 cpu devices are here$"):
         sharding.data_mesh(9)
+    here = jax.devices()
+    monkeypatch.setattr(sharding.jax, "devices", lambda: here[:1])
+    with pytest.raises(ValueError, match=r"devices 8: allowed is 1, the one cpu device here$"):
+        sharding.data_mesh(8)
 
 
 def test_nothing_compiles_and_nothing_waits_after_the_first_round(monkeypatch, caplog):
