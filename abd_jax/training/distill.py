@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from abd_jax import losses, models, synthesis
-from abd_jax.defenses import rivals, self_retrospection, shuffling_vaccine, trigger_inversion
+from abd_jax.defenses import inverted_retrospection, rivals, self_retrospection, shuffling_vaccine, trigger_inversion
 from abd_jax.defenses.base import Rival
 from abd_jax.defenses.self_retrospection import Ascent
 from abd_jax.defenses.trigger_inversion import Backdoor
@@ -356,7 +356,7 @@ def study(
     images = lesson.images
     if phase.retrospective and run.pastes and state.backdoor is not None:
         step_key = keys.stream(key, "portion", state.step * config.updates + update)
-        images = self_retrospection.paste_some(run.preset.retrospection, step_key, state.backdoor, images)
+        images = inverted_retrospection.paste_some(run.preset.retrospection, step_key, state.backdoor, images)
 
     def loss(params):
         forward = state.student.with_params(params)(images, phase.norm)
@@ -419,7 +419,9 @@ def hunt(run: Distillation, key: PRNGKeyArray, state: DistillState, lesson: Less
     settings, inversion = run.preset.retrospection, run.preset.inversion
     step = state.step * settings.hunt + update
     step_key = keys.stream(key, "hunt", step)
-    found = self_retrospection.hunt(settings, inversion, step_key, step, state.backdoor, state.student, lesson.images)
+    found = inverted_retrospection.hunt(
+        settings, inversion, step_key, step, state.backdoor, state.student, lesson.images
+    )
     return dataclasses.replace(state, backdoor=found)
 
 

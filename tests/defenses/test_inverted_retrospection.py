@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax.defenses import self_retrospection, trigger_inversion
+from abd_jax.defenses import inverted_retrospection, trigger_inversion
 from abd_jax.defenses.self_retrospection import RetrospectionConfig
 from abd_jax.defenses.trigger_inversion import Backdoor, InversionConfig, Trigger
 from tests import networks
@@ -21,14 +21,14 @@ def test_the_trigger_is_pasted_on_a_portion_of_the_batch_and_thinned():
     images = networks.images(4, 32, (16, 16, 1)) * 0.5
     config = RetrospectionConfig(perturb="inverted", portion=0.25, drop=0.5)
     backdoor = Backdoor(jnp.int32(3), trigger, trigger_inversion.begin(InversionConfig(), (16, 16, 1)))
-    pasted = np.asarray(self_retrospection.paste_some(config, key(1), backdoor, images))
+    pasted = np.asarray(inverted_retrospection.paste_some(config, key(1), backdoor, images))
     changed = ~np.isclose(pasted, images, atol=1e-7)
     assert (changed.any((1, 2, 3))).sum() == 8
     whole = np.asarray(images) * (1 - np.asarray(trigger.mask)) + np.asarray(trigger.mask)
     np.testing.assert_allclose(pasted[changed], whole[changed], rtol=1e-6)
     share = changed[changed.any((1, 2, 3))].mean()
     assert 0.45 < share < 0.55  # 2048 pixels: 0.5 ± 4.5 standard deviations
-    other = np.asarray(self_retrospection.paste_some(config, key(2), backdoor, images))
+    other = np.asarray(inverted_retrospection.paste_some(config, key(2), backdoor, images))
     assert np.abs(other - pasted).max() > 0.01
 
 
@@ -41,10 +41,10 @@ def test_every_second_image_gets_what_was_hunted_and_none_without_a_suspect():
     )
     backdoor = Backdoor(jnp.int32(3), white, search.replace(logits=black))
     config = RetrospectionConfig(perturb="inverted", portion=0.25, drop=0.0, hunt=1)
-    pasted = np.asarray(self_retrospection.paste_some(config, key(1), backdoor, images))
+    pasted = np.asarray(inverted_retrospection.paste_some(config, key(1), backdoor, images))
     assert ((pasted == 1).all((1, 2, 3))).sum() == 4
     assert ((pasted < 1e-6).all((1, 2, 3))).sum() == 4
-    unsuspected = self_retrospection.paste_some(config, key(1), backdoor.replace(target=jnp.int32(-1)), images)
+    unsuspected = inverted_retrospection.paste_some(config, key(1), backdoor.replace(target=jnp.int32(-1)), images)
     np.testing.assert_array_equal(unsuspected, images)
 
 
@@ -55,7 +55,7 @@ def test_a_hunt_looks_at_its_share_of_the_batch():
     backdoor = trigger_inversion.unknown(inversion, (4, 4, 1)).replace(target=jnp.int32(1))
 
     def found(images):
-        hunted = self_retrospection.hunt(config, inversion, key(5), jnp.int32(0), backdoor, student, images)
+        hunted = inverted_retrospection.hunt(config, inversion, key(5), jnp.int32(0), backdoor, student, images)
         return np.asarray(hunted.hunt.optimizer[0].mu.mask)
 
     np.testing.assert_array_equal(found(images), found(jnp.concatenate([images[:4], 1 - images[4:]])))
@@ -77,8 +77,8 @@ def test_a_hunt_leads_the_student_to_the_class_and_starts_afresh():
 
     before = confidence(backdoor)
     for step in range(10):
-        backdoor = self_retrospection.hunt(config, inversion, key(5), jnp.int32(step), backdoor, student, images)
+        backdoor = inverted_retrospection.hunt(config, inversion, key(5), jnp.int32(step), backdoor, student, images)
     assert confidence(backdoor) > before
     assert int(backdoor.hunt.optimizer[0].count) == 10
-    backdoor = self_retrospection.hunt(config, inversion, key(5), jnp.int32(10), backdoor, student, images)
+    backdoor = inverted_retrospection.hunt(config, inversion, key(5), jnp.int32(10), backdoor, student, images)
     assert int(backdoor.hunt.optimizer[0].count) == 1
