@@ -66,6 +66,7 @@ def _input_gradient(cotangent: Array, kernel: Array, stride: int, shape: tuple[i
     return lax.platform_dependent(cotangent, kernel, cpu=by_onednn, default=by_xla)
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "shape"))
 def _input_gradient_by_xla(cotangent: Array, kernel: Array, *, stride: int, shape: tuple[int, ...]) -> Array:
     images = jax.ShapeDtypeStruct(shape, cotangent.dtype)
     return jax.linear_transpose(lambda x: _convolve(x, kernel, stride), images)(cotangent)[0]
@@ -91,6 +92,7 @@ def _kernel_gradient(images: Array, cotangent: Array, stride: int, size: int) ->
     return lax.platform_dependent(images, cotangent, cpu=on_cpu, default=by_xla)
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "size"))
 def _kernel_gradient_by_xla(images: Array, cotangent: Array, *, stride: int, size: int) -> Array:
     kernel = jax.ShapeDtypeStruct((size, size, images.shape[-1], cotangent.shape[-1]), images.dtype)
     return jax.linear_transpose(lambda w: _convolve(images, w, stride), kernel)(cotangent)[0]

@@ -70,7 +70,8 @@ _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "part
 """Instructions that move nothing."""
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*?^}", re.MULTILINE | re.DOTALL)
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_LOOP = re.compile(r" while\(.*body=%([\w.-]+).*\"known_trip_count\":{\"n\":\"(\d+)\"}")
+_LOOP = re.compile(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)(?:.*\"known_trip_count\":{\"n\":\"(\d+)\"})?")
+_BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 _LIBRARY = re.compile(r"custom_call_target=\"(__(?:cudnn|cublas)[^\"]*)\"")
 _HOST = re.compile(r" (infeed|outfeed|send|recv)\(|custom_call_target=\"[^\"]*(callback|HostTransfer)[^\"]*\"")
 
@@ -296,14 +297,19 @@ def traffic(hlo: str) -> int:
 def cycles(hlo: str) -> int:
     """The sum of the cycles that a TPU's compiler writes beside the instructions of a program, 0 if it writes none.
 
-    A loop's body counts as often as it runs, where the program tells that. Copies that run beside other instructions
-    have no count.
+    A loop's body counts as often as it runs, by what the program says or by the only number in the loop's condition;
+    once where neither tells it. Copies that run beside other instructions have no count.
     """
     bodies = {match[1]: match[0] for match in _COMPUTATION.finditer(hlo)}
 
+    def times(condition: str, known: str) -> int:
+        bounds = _BOUND.findall(bodies[condition])
+        return int(known or (bounds[0] if len(bounds) == 1 else 1))
+
     def total(name: str) -> int:
         own = sum(map(int, _CYCLES.findall(bodies[name])))
-        return own + sum(int(times) * total(body) for body, times in _LOOP.findall(bodies[name]))
+        loops = _LOOP.findall(bodies[name])
+        return own + sum(times(condition, known) * total(body) for condition, body, known in loops)
 
     entry = re.search(r"^ENTRY %(\S+)", hlo, re.MULTILINE)
     return total(entry[1]) if entry else 0

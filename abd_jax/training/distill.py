@@ -171,7 +171,7 @@ class Distillation:
 
     def phases(self) -> tuple[Phase, ...]:
         """Every kind of round that the run will have, in order."""
-        return tuple(dict.fromkeys(map(self.phase, range(self.preset.student.cycles))))
+        return tuple(dict.fromkeys(map(self.phase, (0, self.preset.student.cycles - 1))))
 
     def verdict(self, state: DistillState) -> dict[str, Any]:
         """What the defense came to in a run that ended there; empty if it has neither vaccine nor Self-Retrospection.

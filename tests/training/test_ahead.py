@@ -84,6 +84,12 @@ ENTRY %main.3 (a: f32[4]) -> f32[4] {
 }
 """
     assert ahead.cycles(hlo) == 100 + 10 * 7
+    unsaid = hlo.replace(', backend_config={"known_trip_count":{"n":"10"}}', "")
+    assert ahead.cycles(unsaid) == 100 + 7
+    assert (
+        ahead.cycles(unsaid.replace("  ROOT %less", "  %bound = s32[]{:T(128)} constant(5)\n  ROOT %less"))
+        == 100 + 5 * 7
+    )
     assert ahead.cycles(HLO) == 0
     chip = ahead.Chip(flops=1.0, bandwidth=1.0, memory=1.0, clock=1000.0)
     facts = ahead.Facts("f", 1, 8, 0.0, 0.0, 0.0, {}, 0, None, 0.0, cycles=170)
