@@ -28,6 +28,7 @@ from abd_jax.training.calibration import read_rows
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Screens
 from abd_jax.training.run_directory import RunDirectory, describe
+from abd_jax.writing import write_whole
 
 __all__ = [
     "AuditConfig",
@@ -283,9 +284,9 @@ def export(
     if audit is not None:
         facts["audit"] = pages.signs_of(audit, facts["digest"])
     content = exporting.FORMATS[chosen](model.network, model.architecture)
-    exporting.write(path, content)
+    write_whole(path, content)
     card = exporting.card(model.network, chosen, path.name, exporting.flat(facts))
-    exporting.write(beside, card.encode())
+    write_whole(beside, card)
     return path
 
 

@@ -15,10 +15,11 @@ from abd_jax import data
 from abd_jax.report import images, plots
 from abd_jax.report.artifacts import Inversion, Vaccine
 from abd_jax.report.calibration import errors, zoo_view
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.training.audit import SIGNS, Comparison, Examination
 from abd_jax.training.calibration import Calibrated, Row, calibrate
 from abd_jax.training.run_directory import device, versions
+from abd_jax.writing import write_whole
 
 JSON_FILE = "audit.json"
 _PICTURES = 20
@@ -320,5 +321,5 @@ def write(
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / PAGE_FILE, text)
-    (directory / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(directory / JSON_FILE, json.dumps(content, indent=2) + "\n")
     return content

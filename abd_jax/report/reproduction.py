@@ -9,7 +9,7 @@ from pathlib import Path
 from abd_jax.report.formats import nested
 from abd_jax.report.headline import headline
 from abd_jax.report.names import MEANINGS, short_name
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.report.reading import Reproduction, read
 from abd_jax.report.sections.curves import curve_pairs
 from abd_jax.report.sections.examples import example_sets
@@ -17,6 +17,7 @@ from abd_jax.report.sections.galleries import gallery_sets
 from abd_jax.report.sections.inversion import inversion_views
 from abd_jax.report.sections.vaccine import vaccine_views
 from abd_jax.report.summary import Summary, summarize, varying
+from abd_jax.writing import write_whole
 
 
 def write_page(directory: Path) -> Path:

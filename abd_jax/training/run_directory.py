@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import jax
 from abd_jax.models import onednn
 from abd_jax.training import config as configs
 from abd_jax.training import processes
+from abd_jax.writing import write_whole
 
 Existing = Literal["refuse", "resume", "overwrite"]
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
@@ -43,23 +45,18 @@ def device() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes whole or not at all; of several processes, the first does."""
-    if not processes.primary():
-        return
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(staging, path)
+    if processes.primary():
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """An `.npz`, whole or not at all; of several processes, the first does."""
     import numpy as np
 
-    if not processes.primary():
-        return
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(staging, path)
+    if processes.primary():
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
+        write_whole(path, packed.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -376,14 +376,14 @@ def test_what_was_interrupted_names_the_command_that_goes_on(error, monkeypatch,
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
-    from abd_jax.training import run_directory, runs
+    from abd_jax.training import runs
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     argv = ["reproduce", "digits", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory.os, "replace", full)
+        patch.setattr("os.replace", full)
         assert console.run(COMMANDS, argv) == console.BAD_INPUT
         begun = capsys.readouterr().err
     monkeypatch.setattr(runs, "train_teacher", full)

@@ -15,7 +15,7 @@ from PIL import Image
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
 from abd_jax.synthesis.nayer import NAYERConfig
-from abd_jax.training import checkpoint, evaluate, evidence, metrics, run_directory, runs, stage
+from abd_jax.training import checkpoint, evaluate, evidence, metrics, runs, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.run_directory import RunDirectory, describe
 from tests.networks import network
@@ -303,18 +303,6 @@ def test_overwrite_starts_again(tmp_path):
     opened = RunDirectory.open(tmp_path / "run", describe(small.PRESET), "refuse")
     opened.finish({"acc": 1})
     assert RunDirectory.open(tmp_path / "run", describe(small.PRESET), "overwrite").result is None
-
-
-def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
-    run_directory.write_json(tmp_path / "a.json", {"old": 1})
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        run_directory.write_json(tmp_path / "a.json", {"new": 2})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
 
 
 def test_a_bank_of_images_is_shown_and_every_image_is_kept_if_told(tmp_path):
