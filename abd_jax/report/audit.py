@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from abd_jax import data
 from abd_jax.report import images, plots
-from abd_jax.report.artifacts import Inversion, Vaccine
+from abd_jax.report.artifacts import Vaccine
 from abd_jax.report.calibration import errors, zoo_view
 from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.training.audit import SIGNS, Comparison, Examination
@@ -216,7 +216,6 @@ class NetworkView:
 
 def view(title: str, where: str, found: Examination, names: Sequence[str], deviations: float) -> NetworkView:
     """The plots and pictures of one network."""
-    inversion = Inversion(found.masks, found.patterns, found.sizes, found.flips, found.suspect)
     order = sorted(range(len(found.sizes)), key=lambda index: (index != found.suspect, found.sizes[index]))
     shown = sorted(order[:_PICTURES])
     pictures = images.patches(found.masks, found.patterns)
@@ -241,7 +240,7 @@ def view(title: str, where: str, found: Examination, names: Sequence[str], devia
         median=float(np.median(found.sizes)),
         flip=float(found.flips[found.suspect]),
         anomaly=found.signs["anomaly"] or 0.0,
-        sizes=plots.sizes(inversion, {index: names[index] for index in shown}, where),
+        sizes=plots.sizes(found, {index: names[index] for index in shown}, where),
         patches=[(names[index], images.data_uri(pictures[index]), index == found.suspect) for index in shown],
         classes=[
             (names[index], float(found.sizes[index]), float(found.flips[index]), index == found.suspect)

@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from abd_jax.report.artifacts import Inversion, Vaccine
 from abd_jax.report.names import short_name
 from abd_jax.report.reading import Student
+from abd_jax.training.audit import Examination
 
 _COLORS = ("ink", "muted", "grid", "none", "sv", "sr", "abd", "clean_kd", "extra", "tail", "bulk")
 _STAND_INS = {name: f"#0{index:x}0{index:x}f{index:x}" for index, name in enumerate(_COLORS)}
@@ -180,7 +181,7 @@ def diagnosis(vaccine: Vaccine, where: str) -> Markup | None:
         return _svg(figure, label, f"{where}/diagnosis")
 
 
-def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
+def sizes(inversion: Inversion | Examination, names: Mapping[int, str], where: str) -> Markup:
     """Pixels of each class's trigger, and behind the bar how often it flips; the suspect in the warning color.
 
     Args:

@@ -36,7 +36,7 @@ def vaccine(**changes) -> Vaccine:
 
 def inversion(sizes=(40.0, 6.5, 50.0), flips=(0.9, 1.0, 0.25), suspect=1) -> Inversion:
     blank = np.zeros((len(sizes), 4, 4, 1))
-    return Inversion(blank, blank, np.asarray(sizes), np.asarray(flips), suspect)
+    return Inversion(blank, blank, np.asarray(sizes), np.asarray(flips), np.zeros(len(sizes)), suspect)
 
 
 @pytest.mark.parametrize("positions", [[99.0, 92.0, 91.5, 91.0, 0.4, 0.2], [0.0] * 4, [100.0] * 5, [50.0], []])

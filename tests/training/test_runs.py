@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abd_jax.defenses import trigger_inversion
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
 from abd_jax.synthesis.nayer import NAYERConfig
@@ -143,6 +144,7 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
     with np.load(path / "inversion.npz") as found:
         assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
         np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(found["anomalies"], trigger_inversion.anomalies(found["sizes"]), rtol=1e-5)
         assert found["flips"].shape == (10,) and 0 <= int(found["suspect"]) < 10
         notes = checkpoint.load_network(path / "network")[1]
         assert (notes["suspected"], notes["defended"]) == (int(found["suspect"]), True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 from markupsafe import Markup
 
-from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report import images, plots
 from abd_jax.report.artifacts import Inversion
 from abd_jax.report.formats import percent, signed
@@ -57,7 +56,6 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
     for student in first_with("inversion", run.students):
         found = student.inversion
         assert found is not None
-        indices = anomalies(found.sizes)
         rank = sorted(
             range(len(found.sizes)),
             key=lambda index: (index != found.suspect, index != run.target, found.sizes[index]),
@@ -70,7 +68,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                 seed=student.seed,
                 network=network_name("student", student.defense),
                 verdict=suspicion(run, found),
-                stands_out=bool(indices[found.suspect] >= _bar(run)),
+                stands_out=bool(found.anomalies[found.suspect] >= _bar(run)),
                 sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
                 width=pictures.shape[2],
                 triggers=[
@@ -78,7 +76,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                         name=run.class_name(index),
                         size=float(found.sizes[index]),
                         flip=float(found.flips[index]),
-                        anomaly=float(indices[index]),
+                        anomaly=float(found.anomalies[index]),
                         is_suspect=index == found.suspect,
                         uri=images.data_uri(pictures[index]) if index in shown else None,
                     )
@@ -93,7 +91,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
 def suspicion(run: Reproduction, inversion: Inversion) -> str:
     """Which class is suspected, whether rightly, and how far its trigger stands out."""
     suspect = inversion.suspect
-    index = float(anomalies(inversion.sizes)[suspect])
+    index = float(inversion.anomalies[suspect])
     others = float(np.median(np.delete(inversion.sizes, suspect)))
     known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
     bar = _bar(run)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report.artifacts import Inversion
 from abd_jax.report.reading import read
 from abd_jax.report.reproduction import render
@@ -27,7 +28,9 @@ def test_suspicions(reproduce):
     blank = np.zeros((5, 2, 2, 1))
 
     def inversion(suspect: int, *sizes: float) -> Inversion:
-        return Inversion(blank, blank, np.asarray(sizes), np.full(5, 0.9), suspect)
+        return Inversion(
+            blank, blank, np.asarray(sizes), np.full(5, 0.9), np.asarray(anomalies(np.asarray(sizes))), suspect
+        )
 
     right = suspicion(run, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0))
     assert right.startswith(
