@@ -41,7 +41,7 @@ def write_page(directory: Path) -> Path:
 def render(run: Reproduction) -> str:
     """The page as text."""
     target = None if run.target is None else run.class_name(run.target)
-    summaries = summarize(run.rows)
+    summaries, examples = summarize(run.rows), example_sets(run)
     expected = len(run.triggers) * len(run.seeds) * (1 + len(run.defenses))
     defenses = dict.fromkeys((*run.defenses, *(row.defense for row in run.rows if row.role == "student")))
     return fill(
@@ -60,10 +60,10 @@ def render(run: Reproduction) -> str:
         general={name: value for name, value in run.preset.items() if not nested(value)}
         | {"triggers": list(run.triggers), "seeds": list(run.seeds), "defenses": list(run.defenses)},
         curves=curve_pairs(run),
-        examples=example_sets(run),
+        examples=examples,
         galleries=gallery_sets(run),
         vaccines=vaccine_views(run),
-        inversions=inversion_views(run),
+        inversions=inversion_views(run, examples),
         vaccinated=[student for student in run.students if student.vaccine is not None],
         total_seconds=math.fsum(row.seconds for row in run.rows),
         speeds=speeds(run, summaries),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from abd_jax.report.formats import percent, signed
 from abd_jax.report.names import network_name
 from abd_jax.report.reading import Reproduction
 from abd_jax.report.sections.choice import CLASSES, first_with
-from abd_jax.report.sections.examples import example_sets
+from abd_jax.report.sections.examples import ExampleSet
 
 _ANOMALY = 2.0  # Neural Cleanse's bar
 
@@ -46,12 +46,13 @@ class InversionView:
     truth: str | None
 
 
-def inversion_views(run: Reproduction) -> list[InversionView]:
+def inversion_views(run: Reproduction, examples: Sequence[ExampleSet] = ()) -> list[InversionView]:
     """For every trigger the inversion of the first ABD student, or else of the first student that has one.
 
-    With more classes than fit, the suspect, the target and those with the smallest triggers are shown.
+    With more classes than fit, the suspect, the target and those with the smallest triggers are shown. Beside them
+    stands what the true trigger changes in the first of its examples, if there are any.
     """
-    truths = {set.trigger: set.cards[0].difference for set in example_sets(run)}
+    truths = {set.trigger: set.cards[0].difference for set in examples}
     views = []
     for student in first_with("inversion", run.students):
         found = student.inversion
