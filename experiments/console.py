@@ -91,7 +91,7 @@ def fail(message: str, code: int) -> int:
 
 
 class ProgressBar:
-    """A title, and under it a bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.runs`.
+    """A title, and under it a bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.stage`.
 
     The bar takes no more than 80 columns, lest rich cut its numbers short.
     """
