@@ -68,6 +68,11 @@ def progress() -> Observer:
     return ProgressBar() if processes.primary() else Silent()
 
 
+def rates(row: stage.Row) -> str:
+    """A row's ACC, ASR and RA."""
+    return " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
+
+
 def print_speed(directory: Path) -> None:
     """How fast the rounds of a run were, if this process made any."""
     if (found := speed.read(directory)) is not None:
@@ -177,6 +182,14 @@ def _required(options: type) -> list[str]:
         for field in dataclasses.fields(options)
         if field.name != "preset" and field.default is dataclasses.MISSING
     ]
+
+
+def check_once(options: Any, *names: str) -> None:
+    """Raises ValueError if an option of several values has one of them twice."""
+    for name in names:
+        values = getattr(options, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name}: each value may stand there once only, got {' '.join(map(str, values))}")
 
 
 def existing(resume: bool, overwrite: bool) -> Existing:
