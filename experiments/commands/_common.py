@@ -87,12 +87,14 @@ def warn(directory: Path) -> None:
 
 
 def warn_of_unread(argv: list[str], preset: Preset, defense: str) -> None:
-    """Names the options that were given and that this defense does not read."""
-    for group in config.unread(preset, defense):
-        prefix = f"--{group}.".replace("_", "-")
-        given = sorted({word.partition("=")[0] for word in argv if word.replace("_", "-").startswith(prefix)})
+    """Names the options that were given and that this defense, or a teacher that is trained already, does not read."""
+    options = {word.partition("=")[0] for word in argv}
+    readers = [(f"--defense {defense}", (group,)) for group in config.unread(preset, defense)]
+    for reader, names in (*readers, ("a teacher that is trained already", config.unread_of_teacher(defense))):
+        unread = tuple(f"--{name}.".replace("_", "-") for name in names)
+        given = sorted(option for option in options if f"{option}.".replace("_", "-").startswith(unread))
         if given:
-            stderr.print(f"note: --defense {defense} does not read {', '.join(given)}", highlight=False)
+            stderr.print(f"note: {reader} does not read {', '.join(given)}", highlight=False)
 
 
 Together = Annotated[Several, tyro.conf.arg(name="")]
