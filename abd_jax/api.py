@@ -172,7 +172,7 @@ def distill(
 
     Raises:
         TypeError: an argument of another kind, e.g. a path in place of a teacher.
-        ValueError: settings that do not fit each other or the teacher.
+        ValueError: settings that do not fit each other or the teacher, or `out` holds something already.
     """
     _require_model("teacher", teacher)
     _require("student", student, str, "the name of an architecture")
@@ -196,7 +196,7 @@ def distill(
     with tempfile.TemporaryDirectory() as temporary:
         facts = {"role": "student", "seed": seed, "defense": name if screens is None else _name(screens)}
         place = Path(out) if out is not None else Path(temporary) / "run"
-        directory = RunDirectory.open(place, describe(settings, **facts), "refuse")
+        directory = RunDirectory.open(place, describe(settings, **facts), "refuse", "out", "name a new or an empty one")
         runs.distill_student(
             directory, settings, None, teacher.network, None, name, seed, observer, screens=screens, classes=classes
         )
