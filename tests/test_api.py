@@ -191,6 +191,12 @@ def test_what_is_not_there_is_an_attribute_error():
     assert all(getattr(abd, name) is not None for name in abd.__all__)
 
 
+def test_the_package_offers_what_its_module_does():
+    from abd_jax import api
+
+    assert abd.__all__ == api.__all__
+
+
 def test_importing_the_package_imports_nothing_of_it():
     import subprocess
 
