@@ -77,7 +77,7 @@ class Inversion:
         sizes: sum of each mask, in pixels.
         flips: share of the other classes' images that the trigger turns into the class.
         anomalies: how many robust deviations each size lies below the median of all.
-        suspect: the class that the backdoor is taken to lead to.
+        suspect: the class of the smallest trigger; a backdoor towards it is suspected if that stands out enough.
     """
 
     masks: Float[np.ndarray, "classes height width 1"]

@@ -1,4 +1,4 @@
-"""Trigger inversion: the smallest trigger of each class, and which class is suspected."""
+"""Trigger inversion: the trigger of each class, whose is the smallest, and whether that class is suspected."""
 
 from __future__ import annotations
 
@@ -90,15 +90,18 @@ def inversion_views(run: Reproduction, examples: Sequence[ExampleSet] = ()) -> l
 
 
 def suspicion(run: Reproduction, inversion: Inversion) -> str:
-    """Which class is suspected, whether rightly, and how far its trigger stands out."""
+    """Whose trigger is the smallest, whether rightly, and whether it stands out enough to suspect the class."""
     suspect = inversion.suspect
     index = float(inversion.anomalies[suspect])
     others = float(np.median(np.delete(inversion.sizes, suspect)))
-    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
+    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", not the attacker’s"
     bar = _bar(run)
-    use = f"at least the bar of {bar:g}: it is used" if index >= bar else f"below the bar of {bar:g}: it is not used"
+    if index >= bar:
+        use = f"at least the bar of {bar:g}: the class is suspected, and the trigger is used"
+    else:
+        use = f"below the bar of {bar:g}: no class is suspected, and the trigger is not used"
     return (
-        f"Suspected{known}: class {run.class_name(suspect)}. Its trigger has {inversion.sizes[suspect]:.1f} pixels, "
+        f"Smallest trigger: class {run.class_name(suspect)}{known}. It has {inversion.sizes[suspect]:.1f} pixels, "
         f"the median of the others {others:.1f}, and flips {percent(float(inversion.flips[suspect]))} of other images. "
         f"Its anomaly index is {signed(index)}, {use}."
     )

@@ -34,13 +34,19 @@ def test_suspicions(reproduce):
 
     right = suspicion(run, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0))
     assert right.startswith(
-        "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
+        "Smallest trigger: class 0, the attacker’s. It has 5.0 pixels, the median of the others 42.0"
     )
-    assert right.endswith("Its anomaly index is 14.72, at least the bar of 2: it is used.")
+    assert right.endswith(
+        "Its anomaly index is 14.72, at least the bar of 2: the class is suspected, and the trigger is used."
+    )
     wrong = suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
-    assert wrong.startswith("Suspected, wrongly: class 2.")
-    assert wrong.endswith("Its anomaly index is −1.25, below the bar of 2: it is not used.")
+    assert wrong.startswith("Smallest trigger: class 2, not the attacker’s.")
+    assert wrong.endswith(
+        "Its anomaly index is −1.25, below the bar of 2: no class is suspected, and the trigger is not used."
+    )
     strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 16}})
-    assert suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 16: it is not used.")
+    assert suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith(
+        "bar of 16: no class is suspected, and the trigger is not used."
+    )
     unknown = dataclasses.replace(run, preset={})
-    assert suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
+    assert suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Smallest trigger: class 0.")
