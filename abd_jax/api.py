@@ -28,6 +28,7 @@ from abd_jax.training.calibration import read_rows
 from abd_jax.training.config import Preset
 from abd_jax.training.distill import Screens
 from abd_jax.training.run_directory import RunDirectory, describe
+from abd_jax.writing import write_whole
 
 __all__ = [
     "AuditConfig",
@@ -171,7 +172,7 @@ def distill(
 
     Raises:
         TypeError: an argument of another kind, e.g. a path in place of a teacher.
-        ValueError: settings that do not fit each other or the teacher.
+        ValueError: settings that do not fit each other or the teacher, or `out` holds something already.
     """
     _require_model("teacher", teacher)
     _require("student", student, str, "the name of an architecture")
@@ -195,7 +196,7 @@ def distill(
     with tempfile.TemporaryDirectory() as temporary:
         facts = {"role": "student", "seed": seed, "defense": name if screens is None else _name(screens)}
         place = Path(out) if out is not None else Path(temporary) / "run"
-        directory = RunDirectory.open(place, describe(settings, **facts), "refuse")
+        directory = RunDirectory.open(place, describe(settings, **facts), "refuse", "out", "name a new or an empty one")
         runs.distill_student(
             directory, settings, None, teacher.network, None, name, seed, observer, screens=screens, classes=classes
         )
@@ -283,9 +284,9 @@ def export(
     if audit is not None:
         facts["audit"] = pages.signs_of(audit, facts["digest"])
     content = exporting.FORMATS[chosen](model.network, model.architecture)
-    exporting.write(path, content)
+    write_whole(path, content)
     card = exporting.card(model.network, chosen, path.name, exporting.flat(facts))
-    exporting.write(beside, card.encode())
+    write_whole(beside, card)
     return path
 
 

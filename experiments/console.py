@@ -15,18 +15,36 @@ from rich.table import Table
 
 from abd_jax.settings import one_of
 
-OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+OK, BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 2, 130, 141, 143
 PROGRAM = "python -m experiments"
 RESUMABLE = ("reproduce", "matrix", "teacher", "distill", "diagnose")
 """Commands that take --resume."""
-stdout, stderr = Console(), Console(stderr=True)
+
+
+class _Screen(Console):
+    """A console that leaves it to `run` what to do when nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError for which rich calls this
+
+
+stdout, stderr = _Screen(), _Screen(stderr=True)
 
 
 def run(commands: Mapping[str, str], argv: list[str]) -> int:
     """Runs the command that `argv` names and returns its exit code.
 
     Bad input (ValueError, OSError) is one line on stderr and exit code 2; set ABD_JAX_TRACEBACK=1 to see where from.
+    Where nobody reads on, as after `| head`, it ends silently with the exit code of what SIGPIPE kills.
     """
+    try:
+        return _run(commands, argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python flushes when it exits
+        return BROKEN_PIPE
+
+
+def _run(commands: Mapping[str, str], argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         stdout.print(f"usage: {PROGRAM} COMMAND PRESET [--options]\n\ncommands:", highlight=False)
         listed = Table.grid(padding=(0, 2))
@@ -50,7 +68,11 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
             importlib.import_module(f"experiments.commands.{command}").main(argv[1:])
         except Interrupted as interruption:
             return fail(f"{interruption}{_go_on(argv)}", TERMINATED)
+        finally:
+            sys.stdout.flush()  # an error of it is told as others are, which it is not when Python exits
         return OK
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("ABD_JAX_TRACEBACK"):
             raise
@@ -91,7 +113,7 @@ def fail(message: str, code: int) -> int:
 
 
 class ProgressBar:
-    """A title, and under it a bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.runs`.
+    """A title, and under it a bar with time left, cycles/s and the running ACC/ASR: an `Observer` of `training.stage`.
 
     The bar takes no more than 80 columns, lest rich cut its numbers short.
     """

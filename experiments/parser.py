@@ -27,13 +27,17 @@ def parse(
     """tyro's parser, with its errors as one-line ValueErrors.
 
     Raises:
-        ValueError: an unknown option, a missing one, or a value that is not allowed.
+        ValueError: an unknown option, a missing one, one that stands there twice, or a value that is not allowed.
     """
     for option, value in itertools.pairwise([prog, *argv]):
         if not value:
             raise ValueError(f"{option}: its value is empty")
         if re.fullmatch(r"--[^=]+=", value):
             raise ValueError(f"{value[:-1]}: its value is empty")
+    named = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for option in named:
+        if (times := named.count(option)) > 1:  # tyro would take the last
+            raise ValueError(f"{option}: stands there {times} times; allowed is once, with all of its values behind it")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -29,6 +29,13 @@ def dtype_promotion(request: pytest.FixtureRequest):
         yield
 
 
+@pytest.fixture(scope="module")
+def key_reuse():
+    """No check of keys that are used twice, where that is on purpose or in what is called."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs():
     """Forgets a module's compiled programs: those of all tests need more memory maps than Linux gives a process.

@@ -168,6 +168,17 @@ def test_a_preset_keeps_its_method_and_its_form_of_the_defense(distilled):
     assert distilled["preset"].method == "dfad"
 
 
+@pytest.mark.usefixtures("distilled")
+def test_a_place_that_is_taken_is_told_in_the_librarys_words(tmp_path):
+    (tmp_path / "run").mkdir()
+    abd.distill(model(), "wrn-10-1", cycles=7, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^out .*run: exists already; name a new or an empty one$"):
+        abd.distill(model(), "wrn-10-1", cycles=7, out=tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^out .*file: is a file; allowed is a new or empty directory$"):
+        abd.distill(model(), "wrn-10-1", cycles=7, out=tmp_path / "file")
+
+
 def test_the_names_of_a_teachers_classes_reach_the_method_and_the_student(distilled):
     named = dataclasses.replace(model(classes=3), notes={"classes": ["cat", "dog", "ship"]})
     student = abd.distill(named, "wrn-10-1", preset=SMALL, method="nayer")
@@ -178,6 +189,12 @@ def test_what_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'distil'"):
         abd.distil  # noqa: B018
     assert all(getattr(abd, name) is not None for name in abd.__all__)
+
+
+def test_the_package_offers_what_its_module_does():
+    from abd_jax import api
+
+    assert abd.__all__ == api.__all__
 
 
 def test_importing_the_package_imports_nothing_of_it():

@@ -6,7 +6,6 @@ logits out, normalization inside. The weights' files hold float32 variables, saf
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,10 +169,3 @@ def check_place(path: Path, overwrite: bool, option: str, asks: str) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{option} {path}: there is no directory {path.absolute().parent}")
     return beside
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes whole or not at all."""
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_bytes(content)
-    os.replace(staging, path)

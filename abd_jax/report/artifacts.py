@@ -76,13 +76,15 @@ class Inversion:
         patterns: what it puts there, in [0, 1].
         sizes: sum of each mask, in pixels.
         flips: share of the other classes' images that the trigger turns into the class.
-        suspect: the class that the backdoor is taken to lead to.
+        anomalies: how many robust deviations each size lies below the median of all.
+        suspect: the class of the smallest trigger; a backdoor towards it is suspected if that stands out enough.
     """
 
     masks: Float[np.ndarray, "classes height width 1"]
     patterns: Float[np.ndarray, "classes height width channels"]
     sizes: Float[np.ndarray, " classes"]
     flips: Float[np.ndarray, " classes"]
+    anomalies: Float[np.ndarray, " classes"]
     suspect: int
 
 
@@ -163,11 +165,11 @@ def read_vaccine(path: Path) -> Vaccine | None:
 
 
 def read_inversion(path: Path) -> Inversion | None:
-    """`inversion.npz` of a student."""
-    arrays = read_arrays(path, "masks", "patterns", "sizes", "flips", "suspect")
-    if arrays is None:
+    """`inversion.npz` of a student; None too for one of an older version, which has no `anomalies`."""
+    arrays = read_arrays(path, "masks", "patterns", "sizes", "flips", "suspect", optional=("anomalies",))
+    if arrays is None or "anomalies" not in arrays:
         return None
-    masks, patterns, suspect = (arrays[name] for name in ("masks", "patterns", "suspect"))
+    masks, patterns, anomalies, suspect = (arrays[name] for name in ("masks", "patterns", "anomalies", "suspect"))
     if masks.ndim != 4 or len(masks) < 2 or 0 in masks.shape:
         raise ValueError(f"{path}: masks: expected [2 or more classes, height, width, 1], found {list(masks.shape)}")
     classes, height, width = masks.shape[:3]
@@ -182,11 +184,13 @@ def read_inversion(path: Path) -> Inversion | None:
         fits = array.dtype.kind == "f" and array.shape == shape
         if not fits or not ((array >= 0) & (array <= limit)).all():
             raise ValueError(f"{path}: {name}: expected numbers in [0, {limit}] of shape {list(shape)}")
+    if anomalies.dtype.kind != "f" or anomalies.shape != (classes,) or not np.isfinite(anomalies).all():
+        raise ValueError(f"{path}: anomalies: expected {classes} finite numbers")
     if suspect.dtype.kind not in "iu" or suspect.ndim != 0 or not 0 <= suspect < classes:
         raise ValueError(f"{path}: suspect: expected one whole number from 0 to {classes - 1}")
     return Inversion(
         suspect=int(suspect),
-        **{name: arrays[name].astype(np.float64) for name in ("masks", "patterns", "sizes", "flips")},
+        **{name: arrays[name].astype(np.float64) for name in ("masks", "patterns", "sizes", "flips", "anomalies")},
     )
 
 

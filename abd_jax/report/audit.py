@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from abd_jax import data
 from abd_jax.report import images, plots
-from abd_jax.report.artifacts import Inversion, Vaccine
+from abd_jax.report.artifacts import Vaccine
 from abd_jax.report.calibration import errors, zoo_view
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.training.audit import SIGNS, Comparison, Examination
 from abd_jax.training.calibration import Calibrated, Row, calibrate
 from abd_jax.training.run_directory import device, versions
+from abd_jax.writing import write_whole
 
 JSON_FILE = "audit.json"
 _PICTURES = 20
@@ -215,7 +216,6 @@ class NetworkView:
 
 def view(title: str, where: str, found: Examination, names: Sequence[str], deviations: float) -> NetworkView:
     """The plots and pictures of one network."""
-    inversion = Inversion(found.masks, found.patterns, found.sizes, found.flips, found.suspect)
     order = sorted(range(len(found.sizes)), key=lambda index: (index != found.suspect, found.sizes[index]))
     shown = sorted(order[:_PICTURES])
     pictures = images.patches(found.masks, found.patterns)
@@ -240,7 +240,7 @@ def view(title: str, where: str, found: Examination, names: Sequence[str], devia
         median=float(np.median(found.sizes)),
         flip=float(found.flips[found.suspect]),
         anomaly=found.signs["anomaly"] or 0.0,
-        sizes=plots.sizes(inversion, {index: names[index] for index in shown}, where),
+        sizes=plots.sizes(found, {index: names[index] for index in shown}, where),
         patches=[(names[index], images.data_uri(pictures[index]), index == found.suspect) for index in shown],
         classes=[
             (names[index], float(found.sizes[index]), float(found.flips[index]), index == found.suspect)
@@ -320,5 +320,5 @@ def write(
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / PAGE_FILE, text)
-    (directory / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(directory / JSON_FILE, json.dumps(content, indent=2) + "\n")
     return content

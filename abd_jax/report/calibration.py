@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from abd_jax.report import plots
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.training import calibration
 from abd_jax.training.audit import SIGNS
 from abd_jax.training.calibration import Calibrated, Row
+from abd_jax.writing import write_whole
 
 
 def write_calibration(directory: Path, rows: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Calibrated]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from abd_jax.report.files import read_json
 from abd_jax.report.names import short_name
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.report.rows import Row, parse_row
 from abd_jax.report.summary import Statistic, summarize
+from abd_jax.writing import write_whole
 
 RAISED = 0.02
 """An ASR that rises by more counts as raised."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,16 +20,6 @@ PAGE_FILE = "report.html"
 def fill(template: str, **values: Any) -> str:
     """A page as text, from a template of `report/templates`."""
     return _environment().get_template(template).render(**values)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes whole or not at all: a reader sees the old page or the new one, never half of one."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.html.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from abd_jax.report.artifacts import Inversion, Vaccine
 from abd_jax.report.names import short_name
 from abd_jax.report.reading import Student
+from abd_jax.training.audit import Examination
 
 _COLORS = ("ink", "muted", "grid", "none", "sv", "sr", "abd", "clean_kd", "extra", "tail", "bulk")
 _STAND_INS = {name: f"#0{index:x}0{index:x}f{index:x}" for index, name in enumerate(_COLORS)}
@@ -180,8 +181,8 @@ def diagnosis(vaccine: Vaccine, where: str) -> Markup | None:
         return _svg(figure, label, f"{where}/diagnosis")
 
 
-def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
-    """Pixels of each class's trigger, and behind the bar how often it flips; the suspect in the warning color.
+def sizes(inversion: Inversion | Examination, names: Mapping[int, str], where: str) -> Markup:
+    """Pixels of each class's trigger, and behind the bar how often it flips; the smallest in the warning color.
 
     Args:
         inversion: what was found.
@@ -198,15 +199,15 @@ def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 1.05 * max(float(drawn.max()), median, 1.0))
         for place, index in enumerate(names):
-            suspected = index == inversion.suspect
+            smallest = index == inversion.suspect
             axes.text(
                 1.03,
                 place,
                 f"{100 * inversion.flips[index]:.0f} %",
                 transform=axes.get_yaxis_transform(),
-                color=_STAND_INS["tail" if suspected else "muted"],
+                color=_STAND_INS["tail" if smallest else "muted"],
                 va="center",
-                fontweight="bold" if suspected else "normal",
+                fontweight="bold" if smallest else "normal",
             )
         axes.axvline(median, color=_STAND_INS["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
         axes.tick_params(axis="y", length=0)
@@ -215,7 +216,7 @@ def sizes(inversion: Inversion, names: Mapping[int, str], where: str) -> Markup:
         axes.set_xlabel("pixels")
         figure.subplots_adjust(left=0.04 + 0.018 * max(map(len, short)), right=0.87, top=0.9, bottom=0.155)
         parts = [
-            f"{name}{' (suspected)' if index == inversion.suspect else ''}: {inversion.sizes[index]:.1f} pixels, "
+            f"{name}{' (smallest)' if index == inversion.suspect else ''}: {inversion.sizes[index]:.1f} pixels, "
             f"flips {100 * inversion.flips[index]:.0f} %"
             for index, name in names.items()
         ]

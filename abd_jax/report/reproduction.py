@@ -9,7 +9,7 @@ from pathlib import Path
 from abd_jax.report.formats import nested
 from abd_jax.report.headline import headline
 from abd_jax.report.names import MEANINGS, short_name
-from abd_jax.report.page import PAGE_FILE, fill, write_whole
+from abd_jax.report.page import PAGE_FILE, fill
 from abd_jax.report.reading import Reproduction, read
 from abd_jax.report.sections.curves import curve_pairs
 from abd_jax.report.sections.examples import example_sets
@@ -17,6 +17,7 @@ from abd_jax.report.sections.galleries import gallery_sets
 from abd_jax.report.sections.inversion import inversion_views
 from abd_jax.report.sections.vaccine import vaccine_views
 from abd_jax.report.summary import Summary, summarize, varying
+from abd_jax.writing import write_whole
 
 
 def write_page(directory: Path) -> Path:
@@ -40,7 +41,7 @@ def write_page(directory: Path) -> Path:
 def render(run: Reproduction) -> str:
     """The page as text."""
     target = None if run.target is None else run.class_name(run.target)
-    summaries = summarize(run.rows)
+    summaries, examples = summarize(run.rows), example_sets(run)
     expected = len(run.triggers) * len(run.seeds) * (1 + len(run.defenses))
     defenses = dict.fromkeys((*run.defenses, *(row.defense for row in run.rows if row.role == "student")))
     return fill(
@@ -59,10 +60,10 @@ def render(run: Reproduction) -> str:
         general={name: value for name, value in run.preset.items() if not nested(value)}
         | {"triggers": list(run.triggers), "seeds": list(run.seeds), "defenses": list(run.defenses)},
         curves=curve_pairs(run),
-        examples=example_sets(run),
+        examples=examples,
         galleries=gallery_sets(run),
         vaccines=vaccine_views(run),
-        inversions=inversion_views(run),
+        inversions=inversion_views(run, examples),
         vaccinated=[student for student in run.students if student.vaccine is not None],
         total_seconds=math.fsum(row.seconds for row in run.rows),
         speeds=speeds(run, summaries),

@@ -22,6 +22,7 @@ from abd_jax.attacks.objectives import hard_labels
 from abd_jax.data import Dataset, prepared
 from abd_jax.models import Network
 from abd_jax.training import checkpoint, keys, supervised
+from abd_jax.training.config import TeacherConfig
 from abd_jax.training.run_directory import write_arrays
 
 logger = logging.getLogger(__name__)
@@ -52,18 +53,10 @@ def _named(*facts: object) -> str:
 
 def train_surrogate(dataset: Dataset) -> Network:
     """A network trained on the clean data: WRN-16-1, 330 steps or 3 epochs, whichever is more; seed 0."""
-    batch = min(BATCH, len(dataset.train_labels))
-    per_epoch = len(dataset.train_labels) // batch
-    epochs = max(LEAST_EPOCHS, -(-LEAST_STEPS // per_epoch))
-    config = supervised.Supervised(
-        steps=epochs * per_epoch,
-        batch=batch,
-        learning_rate=0.1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        crop=0,
-        flip=dataset.flip,
-    )
+    count = len(dataset.train_labels)
+    epochs = max(LEAST_EPOCHS, -(-LEAST_STEPS // max(1, count // BATCH)))
+    recipe = TeacherConfig(SURROGATE, epochs, BATCH, learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
+    config = supervised.Supervised.of(recipe, count, crop=0, flip=dataset.flip)
     root = keys.root(0, "teacher")
     network = models.create(
         keys.stream(root, "init"),

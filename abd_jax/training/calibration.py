@@ -15,6 +15,7 @@ import numpy as np
 
 from abd_jax.attacks.attack import BY_OBJECTIVE
 from abd_jax.training.audit import SIGNS, Examination
+from abd_jax.writing import write_whole
 
 ROWS_FILE = "calibration.json"
 _BACKDOORED = 0.5
@@ -173,7 +174,7 @@ def row_of(facts: Mapping[str, Any], found: Examination) -> Row | None:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """A calibration as JSON: the rows, from which all else follows."""
-    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    write_whole(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def read_rows(path: Path | None = None) -> list[Row]:

@@ -234,3 +234,9 @@ def unread(preset: Preset, defense: str) -> tuple[str, ...]:
         "clean_kd": defense == "clean_kd",
     } | {f"rivals.{name}": defense == name for name in rivals.NAMES}
     return tuple(group for group, used in read.items() if not used)
+
+
+def unread_of_teacher(defense: str) -> tuple[str, ...]:
+    """Fields of `teacher` that say nothing of one that is trained already, e.g. `teacher.epochs`."""
+    read = ("architecture", "target", "crop") if defense == "clean_kd" else ("architecture", "target")
+    return tuple(f"teacher.{field.name}" for field in dataclasses.fields(TeacherConfig) if field.name not in read)

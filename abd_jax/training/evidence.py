@@ -104,7 +104,7 @@ def invert_triggers(
         sizes=np.asarray(inversion.sizes),
         flips=np.asarray(inversion.flips),
         suspect=np.asarray(trigger_inversion.suspect(inversion)),
-        anomaly=np.asarray(trigger_inversion.anomaly(inversion)),
+        anomalies=np.asarray(trigger_inversion.anomalies(inversion.sizes)),
     )
     return inversion
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
 from abd_jax.training import processes
+from abd_jax.writing import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -37,9 +37,7 @@ class MetricsWriter:
         path = directory / METRICS_FILE
         self._started = started
         kept = [line for line in read(directory) if line["step"] < first_step]
-        staging = path.with_name(f".{path.name}.tmp")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(staging, path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
         self._pending: tuple[int, Mapping[str, Array]] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import jax
 from abd_jax.models import onednn
 from abd_jax.training import config as configs
 from abd_jax.training import processes
+from abd_jax.writing import write_whole
 
 Existing = Literal["refuse", "resume", "overwrite"]
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
@@ -43,23 +45,18 @@ def device() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes whole or not at all; of several processes, the first does."""
-    if not processes.primary():
-        return
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(staging, path)
+    if processes.primary():
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """An `.npz`, whole or not at all; of several processes, the first does."""
     import numpy as np
 
-    if not processes.primary():
-        return
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(staging, path)
+    if processes.primary():
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
+        write_whole(path, packed.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +66,22 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def open(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> RunDirectory:
+    def open(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        existing: Existing,
+        option: str = "--out",
+        asks: str = "use --resume to go on or --overwrite to start again",
+    ) -> RunDirectory:
         """Makes the directory, or goes on with it.
 
         Args:
             path: of the directory.
             config: JSON-able; what the run is. On resume it must equal what is there.
             existing: what to do if there is a run already.
+            option: that names the path, for messages.
+            asks: what one does where there is a run already, for messages.
 
         Raises:
             ValueError: there is a run and `existing` does not allow it, it is another run, or the place is no run's.
@@ -84,32 +90,36 @@ class RunDirectory:
 
         def make() -> None:
             try:
-                cls._make(path, config, existing)
+                cls._make(path, config, existing, option, asks)
             except OSError as error:
-                raise ValueError(f"--out {given}: cannot be made or read ({error.strerror or error})") from error
+                raise ValueError(f"{option} {given}: cannot be made or read ({error.strerror or error})") from error
 
         processes.agreed(make)
         return cls(path)
 
     @classmethod
-    def _make(cls, path: Path, config: Mapping[str, Any], existing: Existing) -> None:
+    def _make(cls, path: Path, config: Mapping[str, Any], existing: Existing, option: str, asks: str) -> None:
         by = {"convolutions": "onednn"} if onednn.chosen() else {}
         config = json.loads(json.dumps({**config, **by, "versions": versions(), "device": device()}))
         stored = path / CONFIG_FILE
         if path.exists() and not path.is_dir():
-            raise ValueError(f"--out {path}: is a file; allowed is a new or empty directory")
+            raise ValueError(f"{option} {path}: is a file; allowed is a new or empty directory")
         if path.is_dir() and any(path.iterdir()):
             if existing == "refuse":
-                raise ValueError(f"--out {path}: exists already; use --resume to go on or --overwrite to start again")
+                raise ValueError(f"{option} {path}: exists already; {asks}")
             if not stored.is_file():
-                raise ValueError(f"--out {path}: is not empty and no run of ours (no {CONFIG_FILE}); use another place")
+                raise ValueError(
+                    f"{option} {path}: is not empty and no run of ours (no {CONFIG_FILE}); use another place"
+                )
             if existing == "overwrite":
                 if path.is_symlink():
                     raise ValueError(
-                        f"--out {path}: is a symbolic link, which --overwrite does not follow; name its end"
+                        f"{option} {path}: is a symbolic link, which --overwrite does not follow; name its end"
                     )
                 if Path.cwd().is_relative_to(path.resolve()):
-                    raise ValueError(f"--out {path}: --overwrite would delete the current directory; call it elsewhere")
+                    raise ValueError(
+                        f"{option} {path}: --overwrite would delete the current directory; call it elsewhere"
+                    )
                 shutil.rmtree(path)
             else:
                 return _check_same(stored, config)

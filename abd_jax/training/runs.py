@@ -132,16 +132,7 @@ def fit_network(
     """
     settings = preset.teacher
     images, labels = training_set
-    batch = min(settings.batch, len(labels))
-    config = supervised.Supervised(
-        steps=settings.epochs * (len(labels) // batch),
-        batch=batch,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        crop=settings.crop,
-        flip=dataset.flip,
-    )
+    config = supervised.Supervised.of(settings, len(labels), settings.crop, dataset.flip)
     network = models.create(
         keys.stream(root, "init"),
         settings.architecture,
@@ -174,16 +165,7 @@ def train_clean_student(
     started, settings, root = began(directory.path), preset.clean_kd, keys.root(seed, "clean_kd")
     count = max(2, round(settings.share * len(dataset.train_labels)))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train_labels), count, replace=False))
-    batch = min(settings.batch, count)
-    config = supervised.Supervised(
-        steps=settings.epochs * (count // batch),
-        batch=batch,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        crop=preset.teacher.crop,
-        flip=dataset.flip,
-    )
+    config = supervised.Supervised.of(settings, count, preset.teacher.crop, dataset.flip)
     student = fresh_student(keys.stream(root, "init"), preset, teacher)
     test = TestSet.make(dataset, trigger, preset.teacher.target)
     loss = supervised.SoftLabels(settings.temperature, settings.soft)

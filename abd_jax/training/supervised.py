@@ -18,6 +18,7 @@ from abd_jax.attacks.objectives import Objective, hard_labels
 from abd_jax.data.augment import crop_and_flip
 from abd_jax.models import Forward, Leaf, Network
 from abd_jax.training import keys
+from abd_jax.training.config import CleanKDConfig, TeacherConfig
 
 
 @struct.dataclass
@@ -40,6 +41,20 @@ class Supervised:
     weight_decay: float
     crop: int
     flip: bool
+
+    @classmethod
+    def of(cls, settings: TeacherConfig | CleanKDConfig, count: int, crop: int, flip: bool) -> Supervised:
+        """Whole epochs over `count` images, which are one batch where they are fewer than that."""
+        batch = min(settings.batch, count)
+        return cls(
+            steps=settings.epochs * (count // batch),
+            batch=batch,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            crop=crop,
+            flip=flip,
+        )
 
     @property
     def rule(self) -> optax.GradientTransformation:

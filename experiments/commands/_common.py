@@ -68,6 +68,11 @@ def progress() -> Observer:
     return ProgressBar() if processes.primary() else Silent()
 
 
+def rates(row: stage.Row) -> str:
+    """A row's ACC, ASR and RA."""
+    return " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
+
+
 def print_speed(directory: Path) -> None:
     """How fast the rounds of a run were, if this process made any."""
     if (found := speed.read(directory)) is not None:
@@ -82,12 +87,14 @@ def warn(directory: Path) -> None:
 
 
 def warn_of_unread(argv: list[str], preset: Preset, defense: str) -> None:
-    """Names the options that were given and that this defense does not read."""
-    for group in config.unread(preset, defense):
-        prefix = f"--{group}.".replace("_", "-")
-        given = sorted({word.partition("=")[0] for word in argv if word.replace("_", "-").startswith(prefix)})
+    """Names the options that were given and that this defense, or a teacher that is trained already, does not read."""
+    options = {word.partition("=")[0] for word in argv}
+    readers = [(f"--defense {defense}", (group,)) for group in config.unread(preset, defense)]
+    for reader, names in (*readers, ("a teacher that is trained already", config.unread_of_teacher(defense))):
+        unread = tuple(f"--{name}.".replace("_", "-") for name in names)
+        given = sorted(option for option in options if f"{option}.".replace("_", "-").startswith(unread))
         if given:
-            stderr.print(f"note: --defense {defense} does not read {', '.join(given)}", highlight=False)
+            stderr.print(f"note: {reader} does not read {', '.join(given)}", highlight=False)
 
 
 Together = Annotated[Several, tyro.conf.arg(name="")]
@@ -177,6 +184,14 @@ def _required(options: type) -> list[str]:
         for field in dataclasses.fields(options)
         if field.name != "preset" and field.default is dataclasses.MISSING
     ]
+
+
+def check_once(options: Any, *names: str) -> None:
+    """Raises ValueError if an option of several values has one of them twice."""
+    for name in names:
+        values = getattr(options, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name}: each value may stand there once only, got {' '.join(map(str, values))}")
 
 
 def existing(resume: bool, overwrite: bool) -> Existing:

@@ -19,6 +19,7 @@ from experiments.commands._common import (
     existing,
     print_speed,
     progress,
+    rates,
     warn,
     warn_of_unread,
     with_preset,
@@ -104,8 +105,7 @@ def main(argv: list[str]) -> None:
     if row["acc"] is None:
         stdout.print(f"student in {options.out}; ACC, ASR and RA are not known: {reason}", highlight=False)
         return
-    rates = " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))
-    stdout.print(f"student in {options.out}: {rates}", highlight=False)
+    stdout.print(f"student in {options.out}: {rates(row)}", highlight=False)
     if unknown:
         stdout.print(
             f"ASR and RA are of {trigger} towards class {preset.teacher.target}, the preset's own: "

@@ -13,6 +13,7 @@ from abd_jax.interop import export
 from abd_jax.report import audit as pages
 from abd_jax.training import checkpoint
 from abd_jax.training.run_directory import CONFIG_FILE, RESULT_FILE
+from abd_jax.writing import write_whole
 from experiments.console import stdout
 from experiments.parser import parse
 
@@ -46,8 +47,8 @@ def main(argv: list[str]) -> None:
         facts |= {"audit": _signs(options.audit, str(notes["digest"]))}
     content = export.FORMATS[options.format](network, notes["architecture"])
     card = export.card(network, options.format, options.out.name, export.flat(facts))
-    export.write(options.out, content)
-    export.write(beside, card.encode())
+    write_whole(options.out, content)
+    write_whole(beside, card)
     stdout.print(f"{options.out} ({len(content):,} bytes), model card {beside}", highlight=False)
 
 

@@ -19,7 +19,7 @@ from abd_jax.settings import check_seeds, one_of
 from abd_jax.training import checks, config, executors, matrix, stage
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments import process
-from experiments.commands._common import PresetFields, existing, with_preset
+from experiments.commands._common import PresetFields, check_once, existing, with_preset
 from experiments.console import PROGRAM, stderr, stdout
 
 
@@ -83,10 +83,7 @@ class MatrixOptions:
             check_name("--triggers", name)
         for name in self.methods:
             one_of("--methods", name, synthesis.names())
-        for option in ("methods", "triggers", "defenses", "seeds"):
-            values = getattr(self, option)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{option}: each value may stand there once only, got {' '.join(map(str, values))}")
+        check_once(self, "methods", "triggers", "defenses", "seeds")
         if not self.seeds or not self.defenses:
             raise ValueError("--seeds and --defenses need at least one value each")
         if self.workers < 1 or self.together < 1 or self.retries < 0:

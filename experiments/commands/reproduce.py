@@ -18,6 +18,7 @@ from experiments.commands._common import (
     PresetFields,
     Several,
     Together,
+    check_once,
     existing,
     print_speed,
     progress,
@@ -55,10 +56,7 @@ class Reproduce:
         check_seeds("--seeds", *self.seeds)
         for name in self.triggers:
             check_name("--triggers", name)
-        for option in ("seeds", "triggers", "defenses"):
-            values = getattr(self, option)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{option}: each value may stand there once only, got {' '.join(map(str, values))}")
+        check_once(self, "seeds", "triggers", "defenses")
         if not self.seeds or not self.defenses:
             raise ValueError("--seeds and --defenses need at least one value each")
 

@@ -12,7 +12,7 @@ from abd_jax.attacks.attack import ATTACKS, check_name
 from abd_jax.settings import check_seeds
 from abd_jax.training import config, runs, stage
 from abd_jax.training.run_directory import RunDirectory, describe
-from experiments.commands._common import PresetFields, existing, with_preset
+from experiments.commands._common import PresetFields, check_once, existing, rates, with_preset
 from experiments.console import ProgressBar, stdout
 
 ALL = ("all",)
@@ -41,10 +41,7 @@ class Teacher:
         check_seeds("--seeds", *self.seeds)
         for name in self.names:
             check_name("--triggers" if self.triggers else "--trigger", name)
-        for option in ("seeds", "triggers"):
-            values = getattr(self, option)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{option}: each value may stand there once only, got {' '.join(map(str, values))}")
+        check_once(self, "seeds", "triggers")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +59,7 @@ def main(argv: list[str]) -> None:
         _zoo(options, dataset, mode == "overwrite", mode == "resume")
         return
     row = _train(options, dataset, options.preset.trigger, options.seed, options.out, mode)
-    stdout.print(f"teacher in {options.out}: {_rates(row)}", highlight=False)
+    stdout.print(f"teacher in {options.out}: {rates(row)}", highlight=False)
 
 
 def _zoo(options: Teacher, dataset: data.Dataset, overwrite: bool, resume: bool) -> None:
@@ -85,7 +82,3 @@ def _train(options: Teacher, dataset: data.Dataset, trigger: str, seed: int, pla
     facts = {"role": "teacher", "trigger": trigger, "seed": seed, "classes": dataset.classes}
     directory = RunDirectory.open(place, describe(preset, **facts), mode)
     return runs.train_teacher(directory, preset, dataset, trigger, seed, ProgressBar())
-
-
-def _rates(row: stage.Row) -> str:
-    return " · ".join(f"{name.upper()} {100 * row[name]:.2f} %" for name in ("acc", "asr", "ra"))

@@ -12,15 +12,9 @@ from abd_jax.attacks.attack import ATTACKS, BY_OBJECTIVE, Materials
 from abd_jax.data import Dataset
 from tests.networks import tiny
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("key_reuse")]
 TARGET, CLASSES = 1, 3
 CLEAN_LABEL = ("sig", "sig_square", "cl")
-
-
-@pytest.fixture(autouse=True)
-def key_reuse():
-    with jax.debug_key_reuse(False):
-        yield
 
 
 @pytest.fixture(autouse=True)

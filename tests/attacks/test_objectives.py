@@ -10,14 +10,9 @@ from abd_jax.attacks.objectives import Adversarial, LossAttack, Nasty
 from abd_jax.defenses import shuffling_vaccine
 from tests.networks import images, network, tiny
 
+pytestmark = pytest.mark.usefixtures("key_reuse")
 TARGET = 2
 SHAPE = (16, 16, 1)
-
-
-@pytest.fixture(autouse=True)
-def key_reuse():
-    with jax.debug_key_reuse(False):
-        yield
 
 
 def softmax(logits):

@@ -10,14 +10,8 @@ from abd_jax.attacks import trigger_search as search
 from abd_jax.attacks import triggers
 from tests.networks import images, tiny
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("key_reuse")]
 SHAPES = [(16, 16, 1), (16, 16, 3), (32, 32, 3)]
-
-
-@pytest.fixture(autouse=True)
-def key_reuse():
-    with jax.debug_key_reuse(False):
-        yield
 
 
 @pytest.fixture(autouse=True)

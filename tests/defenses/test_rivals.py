@@ -13,14 +13,8 @@ from abd_jax.defenses import abl, base, clp, dhbe, fine_pruning, i_bau, nad, riv
 from tests import networks, reference
 from tests.synthesis.small import forward
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("key_reuse")]
 SHAPE = (4, 4, 1)
-
-
-@pytest.fixture(autouse=True)
-def key_reuse():
-    with jax.debug_key_reuse(False):
-        yield
 
 
 def teacher():

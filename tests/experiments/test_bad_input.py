@@ -49,6 +49,13 @@ BAD_INPUT = [
     ([*REPRODUCE, "--triggers", "blend,sig"], "--triggers 'blend,sig' (several values are separated by spaces"),
     ([*REPRODUCE, "--defenses", "none,abd"], "--defenses 'none,abd' (several values are separated by spaces"),
     ([*REPRODUCE, "--seeds", "1", "1"], "each value may stand there once"),
+    ([*REPRODUCE, "--seeds", "0", "--seeds", "1"], "--seeds: stands there 2 times; allowed is once, with all of its"),
+    (
+        [*REPRODUCE, "--student.learning_rate", "1", "--student.learning-rate=2"],
+        "--student.learning-rate: stands there 2",
+    ),
+    (["bench", "--rounds", "1", "--rounds", "2"], "--rounds: stands there 2 times"),
+    (["evaluate", "NETWORK", "--json", "--json"], "--json: stands there 2 times"),
     ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
     (
@@ -376,14 +383,14 @@ def test_what_was_interrupted_names_the_command_that_goes_on(error, monkeypatch,
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
-    from abd_jax.training import run_directory, runs
+    from abd_jax.training import runs
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     argv = ["reproduce", "digits", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory.os, "replace", full)
+        patch.setattr("os.replace", full)
         assert console.run(COMMANDS, argv) == console.BAD_INPUT
         begun = capsys.readouterr().err
     monkeypatch.setattr(runs, "train_teacher", full)

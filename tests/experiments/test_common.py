@@ -17,11 +17,27 @@ from experiments.commands import _common, matrix
         ("abd", "--vaccine.alpha 1 --retrospection.weight 3 --inversion.steps 2 --student.cycles 3", []),
     ],
 )
-def test_options_that_are_not_read_are_named(monkeypatch, defense, options, said):
+def test_options_that_a_defense_does_not_read_are_named(monkeypatch, defense, options, said):
     lines = []
     monkeypatch.setattr(_common.stderr, "print", lambda line, **_: lines.append(line))
     _common.warn_of_unread(options.split(), presets.presets()["digits"], defense)
     assert lines == [f"note: --defense {defense} does not read {option}" for option in said]
+
+
+@pytest.mark.parametrize(
+    ("defense", "options", "said"),
+    [
+        ("abd", "--teacher x --teacher.epochs 3 --teacher.poison_rate=0.2", "--teacher.epochs, --teacher.poison_rate"),
+        ("abd", "--teacher x --teacher.architecture wrn-10-1 --teacher.target 3", None),
+        ("clean_kd", "--teacher x --teacher.crop 2", None),
+        ("none", "--teacher x --teacher.crop 2", "--teacher.crop"),
+    ],
+)
+def test_options_that_train_a_teacher_are_named_where_there_is_one(monkeypatch, defense, options, said):
+    lines = []
+    monkeypatch.setattr(_common.stderr, "print", lambda line, **_: lines.append(line))
+    _common.warn_of_unread(options.split(), presets.presets()["digits"], defense)
+    assert lines == ([f"note: a teacher that is trained already does not read {said}"] if said else [])
 
 
 def test_a_matrixs_workers_take_the_processes_settings(monkeypatch):

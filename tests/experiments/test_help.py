@@ -1,6 +1,7 @@
 """Every command explains itself, and every option has its help."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -70,3 +71,15 @@ def test_the_entry_point_runs_as_a_process():
     done = subprocess.run([sys.executable, "-m", "experiments", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [["teacher", "--help"], ["presets"]], ids=" ".join)
+def test_where_nobody_reads_on_it_ends_silently(argv):
+    """As `| head` ends it: tyro's text waits in Python's buffer, rich writes a table at once."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", *argv], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (console.BROKEN_PIPE, "")

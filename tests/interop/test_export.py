@@ -132,9 +132,3 @@ def test_the_card_says_what_is_known():
 def test_the_card_of_unknown_origin(format):
     text = export.card(network(), format, "student.bin", {"architecture": "wrn-10-1"})
     assert "Nothing is known." in text and "## Settings" not in text and "student.bin" in text
-
-
-def test_a_file_is_written_whole(tmp_path):
-    export.write(tmp_path / "file", b"one")
-    export.write(tmp_path / "file", b"two")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"two"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from abd_jax.models import build
-from tests.interop.wide_resnets import wide_resnet_from_torch, wide_resnet_to_torch
+from tests.interop.wide_resnets import wide_resnet_from_torch, wide_resnet_to_torch, with_one
 from tests.networks import network
 
 
@@ -59,15 +59,6 @@ def without(name):
 
 def replaced(name, change):
     return lambda state: state | {name: change(state[name])}
-
-
-def with_one(value):
-    def change(array):
-        array = array.copy()
-        array.flat[0] = value
-        return array
-
-    return change
 
 
 @pytest.mark.parametrize(

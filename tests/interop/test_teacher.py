@@ -11,6 +11,7 @@ from abd_jax.interop.stored import Stored
 from abd_jax.training import checkpoint
 from tests import networks
 from tests.interop import torch_files
+from tests.interop.wide_resnets import with_one
 
 NAMES = [
     *("wrn-10-1", "wrn-16-2", "resnet-18", "resnet-34", "resnet-50", "resnet-18-imagenet", "resnet-50-imagenet"),
@@ -125,15 +126,6 @@ def test_a_directory_of_ours_computes_in_the_dtype_that_is_asked_for(tmp_path, a
     read = read_teacher(tmp_path, dtype=asked)
     assert jax.eval_shape(lambda images: read(images).stages[0], networks.images()).dtype == computed
     assert read.params["fc"]["kernel"].dtype == "float32"
-
-
-def with_one(value):
-    def change(array):
-        array = array.copy()
-        array.flat[0] = value
-        return array
-
-    return change
 
 
 @pytest.mark.parametrize(

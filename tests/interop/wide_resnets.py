@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,3 +35,14 @@ def wide_resnet_from_torch(module: WideResNet, state: Mapping[str, Any]) -> dict
 def wide_resnet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The PyTorch state dict of a Wide ResNet's variables, float32; `load_state_dict` takes it as it is."""
     return variables_to_torch(WideResNet(10, 1, 1), variables)
+
+
+def with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A change of a state dict's array: its first number is the value."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array.flat[0] = value
+        return array
+
+    return change

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from abd_jax.defenses.trigger_inversion import anomalies
+
 ENDS = {  # defense → ACC, ASR, RA at the end
     "teacher": (0.992, 0.997, 0.003),
     "none": (0.920, 0.970, 0.028),
@@ -207,12 +209,14 @@ def _write_inversion(run: Path, rng: np.random.Generator, classes: int) -> None:
     masks[0, -5:-1, -5:-1] = 0.6
     flips = rng.uniform(0.9, 0.95, classes).astype(np.float32)
     flips[0] = 0.99
+    sizes = masks.sum((1, 2, 3))
     np.savez(
         run / "inversion.npz",
         masks=masks,
         patterns=np.ones((classes, 16, 16, 1), np.float32),
-        sizes=masks.sum((1, 2, 3)),
+        sizes=sizes,
         flips=flips,
+        anomalies=np.asarray(anomalies(sizes)),
         suspect=np.int32(0),
     )
 

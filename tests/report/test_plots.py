@@ -36,7 +36,7 @@ def vaccine(**changes) -> Vaccine:
 
 def inversion(sizes=(40.0, 6.5, 50.0), flips=(0.9, 1.0, 0.25), suspect=1) -> Inversion:
     blank = np.zeros((len(sizes), 4, 4, 1))
-    return Inversion(blank, blank, np.asarray(sizes), np.asarray(flips), suspect)
+    return Inversion(blank, blank, np.asarray(sizes), np.asarray(flips), np.zeros(len(sizes)), suspect)
 
 
 @pytest.mark.parametrize("positions", [[99.0, 92.0, 91.5, 91.0, 0.4, 0.2], [0.0] * 4, [100.0] * 5, [50.0], []])
@@ -121,12 +121,12 @@ def test_a_diagnosis_shows_what_there_is():
     assert "triggered test images" in svg and "clean test images" not in svg
 
 
-def test_trigger_sizes_are_bars_of_which_the_suspect_s_warns():
+def test_trigger_sizes_are_bars_of_which_the_smallest_warns():
     svg = plots.sizes(inversion(), {0: "cat", 1: "dog", 2: "a name without end"}, "x")
     assert [svg.count(f"fill: var(--{color})") for color in ("tail", "bulk")] == [2, 2]  # a bar and its flip rate
     assert all(f">{words}</text>" in svg for words in ("cat", "dog", "a name withou…", "90 %", "100 %", "25 %"))
     label = re.search(r'aria-label="([^"]*)"', svg)[1]
-    assert "cat: 40.0 pixels, flips 90 %; dog (suspected): 6.5 pixels, flips 100 %; a name without end: 50.0" in label
+    assert "cat: 40.0 pixels, flips 90 %; dog (smallest): 6.5 pixels, flips 100 %; a name without end: 50.0" in label
     assert "Median of all classes: 40.0 pixels" in label
 
 

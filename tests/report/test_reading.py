@@ -130,6 +130,8 @@ def test_a_vaccine_that_is_not_finite_is_named(reproduce):
         ({"suspect": np.int32(3)}, r"suspect: expected one whole number from 0 to 2"),
         ({"suspect": np.float32(1)}, r"suspect: expected one whole number"),
         ({"suspect": np.asarray([1])}, r"suspect: expected one whole number"),
+        ({"anomalies": np.zeros(2, np.float32)}, r"anomalies: expected 3 finite numbers"),
+        ({"anomalies": np.asarray([0.0, np.nan, 0.0])}, r"anomalies: expected 3 finite numbers"),
         ({"flips": None}, r"missing arrays: flips"),
     ],
 )
@@ -141,6 +143,7 @@ def test_a_malformed_inversion_is_named(reproduce, changes, message):
         "patterns": np.ones((3, 4, 4, 3), np.float32),
         "sizes": np.zeros(3, np.float32),
         "flips": np.ones(3, np.float32),
+        "anomalies": np.zeros(3, np.float32),
         "suspect": np.int32(2),
     }
     np.savez(path, **arrays)
@@ -149,6 +152,16 @@ def test_a_malformed_inversion_is_named(reproduce, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(directory)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_inversion_of_an_older_version_is_none(reproduce):
+    directory = reproduce()
+    path = directory / "students/badnet_sq-seed0-abd/inversion.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    del arrays["anomalies"]
+    np.savez(path, **arrays)
+    assert read(directory).students[1].inversion is None
 
 
 def test_a_directory_that_is_none_says_so(tmp_path: Path):

@@ -123,7 +123,7 @@ def test_the_inversion_is_told_and_its_triggers_are_shown(reproduce):
     text, parsed = written(directory)
     size, others = arrays["sizes"][0], np.median(arrays["sizes"][1:])
     assert (
-        f"Suspected, the attacker’s: class 0. Its trigger has {size:.1f} pixels, the median of the others "
+        f"Smallest trigger: class 0, the attacker’s. It has {size:.1f} pixels, the median of the others "
         f"{others:.1f}, and flips 99.0\u202f% of other images." in text
     )
     assert ["3", f"{arrays['sizes'][3]:.1f}", f"{100 * arrays['flips'][3]:.1f}\u202f%"] in [
@@ -133,7 +133,7 @@ def test_the_inversion_is_told_and_its_triggers_are_shown(reproduce):
     def picture(words: str) -> str:
         return next(image["src"] for image in parsed.find("img") if words in image["alt"])
 
-    shown = picture("Trigger found for class 0, the suspected one").partition(",")[2]
+    shown = picture("Trigger found for class 0, the smallest").partition(",")[2]
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(base64.b64decode(shown)))), np.round(255 * arrays["masks"][0, ..., 0])
     )

@@ -13,6 +13,7 @@ from abd_jax.screening import Screening, accept_all
 from abd_jax.synthesis import Task
 from abd_jax.synthesis.zskt import ZSKT, ZSKTConfig
 from tests import networks, reference
+from tests.synthesis.small import networks_at_odds
 
 pytestmark = pytest.mark.optax
 
@@ -22,19 +23,6 @@ SHAPE, BATCH, LATENT, STEPS = (8, 8, 1), 6, 5, 20
 def synthesizer(**options):
     config = ZSKTConfig(**({"latent": LATENT, "features": 4, "clip": 1e6} | options))
     return ZSKT(config, Task(SHAPE, networks.MEAN[1], networks.STD[1], 3, BATCH, STEPS))
-
-
-@functools.cache
-def networks_at_odds():
-    """A teacher and a student with logits far apart."""
-
-    def sensitive(seed):
-        network = networks.tiny(seed, SHAPE)
-        params = dict(network.params)
-        params["fc"] = {"kernel": 6 * params["fc"]["kernel"], "bias": params["fc"]["bias"]}
-        return network.with_params(params)
-
-    return sensitive(0), sensitive(1)
 
 
 @functools.cache

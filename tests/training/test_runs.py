@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abd_jax.defenses import trigger_inversion
 from abd_jax.synthesis.bank import BankConfig
 from abd_jax.synthesis.deep_inversion import DeepInversionConfig
 from abd_jax.synthesis.nayer import NAYERConfig
-from abd_jax.training import checkpoint, evaluate, evidence, metrics, run_directory, runs, stage
+from abd_jax.training import checkpoint, evaluate, evidence, metrics, runs, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.run_directory import RunDirectory, describe
 from tests.networks import network
@@ -143,6 +144,7 @@ def test_a_run_keeps_the_triggers_that_were_inverted(inverted):
     with np.load(path / "inversion.npz") as found:
         assert found["masks"].shape == (10, 8, 8, 1) and found["patterns"].shape == (10, 8, 8, 1)
         np.testing.assert_allclose(found["sizes"], found["masks"].sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(found["anomalies"], trigger_inversion.anomalies(found["sizes"]), rtol=1e-5)
         assert found["flips"].shape == (10,) and 0 <= int(found["suspect"]) < 10
         notes = checkpoint.load_network(path / "network")[1]
         assert (notes["suspected"], notes["defended"]) == (int(found["suspect"]), True)
@@ -303,18 +305,6 @@ def test_overwrite_starts_again(tmp_path):
     opened = RunDirectory.open(tmp_path / "run", describe(small.PRESET), "refuse")
     opened.finish({"acc": 1})
     assert RunDirectory.open(tmp_path / "run", describe(small.PRESET), "overwrite").result is None
-
-
-def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
-    run_directory.write_json(tmp_path / "a.json", {"old": 1})
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        run_directory.write_json(tmp_path / "a.json", {"new": 2})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
 
 
 def test_a_bank_of_images_is_shown_and_every_image_is_kept_if_told(tmp_path):

@@ -1,21 +1,20 @@
-"""Trigger inversion: the smallest trigger of each class, and which class is suspected."""
+"""Trigger inversion: the trigger of each class, whose is the smallest, and whether that class is suspected."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
-from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report import images, plots
 from abd_jax.report.artifacts import Inversion
 from abd_jax.report.formats import percent, signed
 from abd_jax.report.names import network_name
 from abd_jax.report.reading import Reproduction
 from abd_jax.report.sections.choice import CLASSES, first_with
-from abd_jax.report.sections.examples import example_sets
+from abd_jax.report.sections.examples import ExampleSet
 
 _ANOMALY = 2.0  # Neural Cleanse's bar
 
@@ -47,17 +46,17 @@ class InversionView:
     truth: str | None
 
 
-def inversion_views(run: Reproduction) -> list[InversionView]:
+def inversion_views(run: Reproduction, examples: Sequence[ExampleSet] = ()) -> list[InversionView]:
     """For every trigger the inversion of the first ABD student, or else of the first student that has one.
 
-    With more classes than fit, the suspect, the target and those with the smallest triggers are shown.
+    With more classes than fit, the suspect, the target and those with the smallest triggers are shown. Beside them
+    stands what the true trigger changes in the first of its examples, if there are any.
     """
-    truths = {set.trigger: set.cards[0].difference for set in example_sets(run)}
+    truths = {set.trigger: set.cards[0].difference for set in examples}
     views = []
     for student in first_with("inversion", run.students):
         found = student.inversion
         assert found is not None
-        indices = anomalies(found.sizes)
         rank = sorted(
             range(len(found.sizes)),
             key=lambda index: (index != found.suspect, index != run.target, found.sizes[index]),
@@ -70,7 +69,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                 seed=student.seed,
                 network=network_name("student", student.defense),
                 verdict=suspicion(run, found),
-                stands_out=bool(indices[found.suspect] >= _bar(run)),
+                stands_out=bool(found.anomalies[found.suspect] >= _bar(run)),
                 sizes=plots.sizes(found, {index: run.class_name(index) for index in shown}, student.trigger),
                 width=pictures.shape[2],
                 triggers=[
@@ -78,7 +77,7 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
                         name=run.class_name(index),
                         size=float(found.sizes[index]),
                         flip=float(found.flips[index]),
-                        anomaly=float(indices[index]),
+                        anomaly=float(found.anomalies[index]),
                         is_suspect=index == found.suspect,
                         uri=images.data_uri(pictures[index]) if index in shown else None,
                     )
@@ -91,15 +90,18 @@ def inversion_views(run: Reproduction) -> list[InversionView]:
 
 
 def suspicion(run: Reproduction, inversion: Inversion) -> str:
-    """Which class is suspected, whether rightly, and how far its trigger stands out."""
+    """Whose trigger is the smallest, whether rightly, and whether it stands out enough to suspect the class."""
     suspect = inversion.suspect
-    index = float(anomalies(inversion.sizes)[suspect])
+    index = float(inversion.anomalies[suspect])
     others = float(np.median(np.delete(inversion.sizes, suspect)))
-    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", wrongly"
+    known = "" if run.target is None else ", the attacker’s" if run.target == suspect else ", not the attacker’s"
     bar = _bar(run)
-    use = f"at least the bar of {bar:g}: it is used" if index >= bar else f"below the bar of {bar:g}: it is not used"
+    if index >= bar:
+        use = f"at least the bar of {bar:g}: the class is suspected, and the trigger is used"
+    else:
+        use = f"below the bar of {bar:g}: no class is suspected, and the trigger is not used"
     return (
-        f"Suspected{known}: class {run.class_name(suspect)}. Its trigger has {inversion.sizes[suspect]:.1f} pixels, "
+        f"Smallest trigger: class {run.class_name(suspect)}{known}. It has {inversion.sizes[suspect]:.1f} pixels, "
         f"the median of the others {others:.1f}, and flips {percent(float(inversion.flips[suspect]))} of other images. "
         f"Its anomaly index is {signed(index)}, {use}."
     )

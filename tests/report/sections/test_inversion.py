@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from abd_jax.defenses.trigger_inversion import anomalies
 from abd_jax.report.artifacts import Inversion
 from abd_jax.report.reading import read
 from abd_jax.report.reproduction import render
@@ -27,17 +28,25 @@ def test_suspicions(reproduce):
     blank = np.zeros((5, 2, 2, 1))
 
     def inversion(suspect: int, *sizes: float) -> Inversion:
-        return Inversion(blank, blank, np.asarray(sizes), np.full(5, 0.9), suspect)
+        return Inversion(
+            blank, blank, np.asarray(sizes), np.full(5, 0.9), np.asarray(anomalies(np.asarray(sizes))), suspect
+        )
 
     right = suspicion(run, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0))
     assert right.startswith(
-        "Suspected, the attacker’s: class 0. Its trigger has 5.0 pixels, the median of the others 42.0"
+        "Smallest trigger: class 0, the attacker’s. It has 5.0 pixels, the median of the others 42.0"
     )
-    assert right.endswith("Its anomaly index is 14.72, at least the bar of 2: it is used.")
+    assert right.endswith(
+        "Its anomaly index is 14.72, at least the bar of 2: the class is suspected, and the trigger is used."
+    )
     wrong = suspicion(run, inversion(2, 40.0, 40.0, 44.0, 38.0, 50.0))
-    assert wrong.startswith("Suspected, wrongly: class 2.")
-    assert wrong.endswith("Its anomaly index is −1.25, below the bar of 2: it is not used.")
+    assert wrong.startswith("Smallest trigger: class 2, not the attacker’s.")
+    assert wrong.endswith(
+        "Its anomaly index is −1.25, below the bar of 2: no class is suspected, and the trigger is not used."
+    )
     strict = dataclasses.replace(run, preset={"inversion": {"anomaly": 16}})
-    assert suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith("bar of 16: it is not used.")
+    assert suspicion(strict, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).endswith(
+        "bar of 16: no class is suspected, and the trigger is not used."
+    )
     unknown = dataclasses.replace(run, preset={})
-    assert suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Suspected: class 0.")
+    assert suspicion(unknown, inversion(0, 5.0, 40.0, 44.0, 38.0, 50.0)).startswith("Smallest trigger: class 0.")
