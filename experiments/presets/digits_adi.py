@@ -2,8 +2,8 @@
 
     python -m experiments reproduce digits-adi --out runs/digits-adi
 
-All else is as in `digits-deep-inversion`, but twice its cycles: from a clean teacher, seeds 10 and 11, ACC 0.939 and 0.944;
-in half as many, seeds 0, 1 and 10, 0.814, 0.875 and 0.878.
+All else is as in `digits-deep-inversion`, but twice its cycles: from a clean teacher, seeds 10 and 11, ACC 0.939 and
+0.944; in half as many, seeds 0, 1 and 10, 0.814, 0.875 and 0.878.
 """
 
 import dataclasses
