@@ -44,20 +44,25 @@ def run(commands: Mapping[str, str], argv: list[str]) -> int:
         return BROKEN_PIPE
 
 
+def _overview(commands: Mapping[str, str]) -> None:
+    stdout.print(f"usage: {PROGRAM} COMMAND PRESET [--options]\n\ncommands:", highlight=False)
+    listed = Table.grid(padding=(0, 2))
+    for name, summary in commands.items():
+        listed.add_row(f"  {name}", summary)
+    stdout.print(listed)
+    stdout.print(
+        f"\nstart with: {PROGRAM} reproduce digits --out runs/demo\n"
+        f"every command explains itself: {PROGRAM} COMMAND --help",
+        highlight=False,
+    )
+    sys.stdout.flush()
+
+
 def _run(commands: Mapping[str, str], argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        stdout.print(f"usage: {PROGRAM} COMMAND PRESET [--options]\n\ncommands:", highlight=False)
-        listed = Table.grid(padding=(0, 2))
-        for name, summary in commands.items():
-            listed.add_row(f"  {name}", summary)
-        stdout.print(listed)
-        stdout.print(
-            f"\nstart with: {PROGRAM} reproduce digits --out runs/demo\n"
-            f"every command explains itself: {PROGRAM} COMMAND --help",
-            highlight=False,
-        )
-        return OK if argv else BAD_INPUT
     try:
+        if not argv or argv[0] in ("-h", "--help"):
+            _overview(commands)
+            return OK if argv else BAD_INPUT
         command = one_of("command", argv[0], commands)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Lines()])
         from abd_jax.models import onednn
