@@ -70,21 +70,26 @@ class Lockstep:
     """Where the threads of a lot meet, one for each run.
 
     The program is compiled once, for all: when some have left, or are in a round of another kind, copies of the others
-    fill their places.
+    fill their places. Until its first round a member has the device for itself: what one compiles, the next one finds.
     """
 
     def __init__(self, members: int) -> None:
         self._members = self._present = members
         self._turn = threading.Condition()
+        self._preparation = threading.Lock()
+        self._own = threading.local()
         self._waiting: dict[tuple[Distillation, Phase], list[_Call]] = defaultdict(list)
         self._programs: dict[tuple[Distillation, Phase], tuple[Any, float]] = {}
 
     @contextlib.contextmanager
     def member(self) -> Iterator[None]:
         """A run's stay, which it must enter before its first round: nobody waits for it after."""
+        self._preparation.acquire()
+        self._own.prepares = True
         try:
             yield
         finally:
+            self._end_preparation()
             with self._turn:
                 self._present -= 1
                 self._compute_if_all_wait()
@@ -105,23 +110,30 @@ class Lockstep:
             }
 
     def _ask(self, run: Distillation, phase: Phase, key: PRNGKeyArray, state: DistillState, teacher: Network) -> Result:
+        self._end_preparation()
         call = _Call(key, state, teacher)
         with self._turn:
             self._waiting[run, phase].append(call)
             self._compute_if_all_wait()
             self._turn.wait_for(lambda: call.answered)
         if call.error is not None:
-            raise call.error
+            raise RuntimeError(f"{type(call.error).__name__}: {call.error}") from call.error
         assert call.result is not None
         return call.result
 
+    def _end_preparation(self) -> None:
+        if self._own.prepares:
+            self._own.prepares = False
+            self._preparation.release()
+
     def _compute_if_all_wait(self) -> None:
-        """Called with the lock held."""
+        """Called with the lock held; answers every call that it takes, with an error if need be."""
         if sum(map(len, self._waiting.values())) < self._present:
             return
-        for kind, calls in self._waiting.items():
-            places = [*calls, *(calls[0].copy() for _ in range(self._members - len(calls)))]
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        for kind, calls in waiting.items():
             try:
+                places = [*calls, *(calls[0].copy() for _ in range(self._members - len(calls)))]
                 program, _ = self._programs[kind]
                 results = program(*zip(*((call.key, call.state, call.teacher) for call in places), strict=True))
                 for call, result in zip(calls, results, strict=False):
@@ -129,5 +141,4 @@ class Lockstep:
             except Exception as error:
                 for call in calls:
                     call.error = error
-        self._waiting.clear()
         self._turn.notify_all()

@@ -81,6 +81,12 @@ class Cell:
         return (self.path / RESULT_FILE).is_file()
 
     @property
+    def row(self) -> stage.Row:
+        """Of a cell that is done."""
+        row: stage.Row = json.loads((self.path / RESULT_FILE).read_text())
+        return row
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What stands beside the network of a cell that is done."""
         notes: dict[str, Any] = json.loads((self.path / "network" / checkpoint.NETWORK_FILE).read_text())
@@ -227,13 +233,16 @@ Lot = tuple[Cell, ...]
 
 
 def lots(cells: Sequence[Cell], size: int) -> list[Lot]:
-    """Students of one method and defense by so many, since these can be computed together; all others alone."""
+    """Students of one method and defense by at most so many, since these can be computed together; all others alone."""
 
     def kind(cell: Cell) -> Hashable:
         return (cell.preset, cell.defense) if cell.defense not in (None, "clean_kd") else cell
 
-    groups = [tuple(group) for _, group in itertools.groupby(cells, kind)]
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    found: list[Lot] = []
+    for group in (tuple(group) for _, group in itertools.groupby(cells, kind)):
+        parts = -(-len(group) // size)
+        found += [group[len(group) * part // parts : len(group) * (part + 1) // parts] for part in range(parts)]
+    return found
 
 
 def attempt(lot: Lot) -> tuple[Outcome, ...]:
@@ -241,21 +250,29 @@ def attempt(lot: Lot) -> tuple[Outcome, ...]:
 
     Where it pays, which it does not on CPU, the cells of a lot are computed together.
     """
-    with _output_to(lot[0].log):
-        if len(lot) == 1 or jax.default_backend() == "cpu":
-            return tuple(map(_attempt, lot))
+    if len(lot) > 1 and jax.default_backend() != "cpu":
         return together(lot)
+    outcomes: list[Outcome] = []
+    for cell in lot:
+        told_to_stop = outcomes and outcomes[-1] == Outcome()
+        with _output_to(cell.log):
+            outcomes.append(Outcome() if told_to_stop else _attempt(cell))
+    return tuple(outcomes)
 
 
 def together(lot: Lot) -> tuple[Outcome, ...]:
-    """Trains a lot's students in lockstep, each in a thread of its own."""
+    """Trains a lot's students in lockstep, each in a thread of its own.
+
+    What native code prints, which does not tell for whom, goes to the first one's log.
+    """
+    _dataset(lot[0].preset.dataset)  # once, not in each thread
     meeting = Lockstep(len(lot))
 
     def member(cell: Cell) -> Outcome:
         with meeting.member():
             return _attempt(cell, meeting.compile_rounds)
 
-    with stage.termination(), ThreadPoolExecutor(len(lot)) as threads:
+    with _output_to(lot[0].log), stage.termination(), ThreadPoolExecutor(len(lot)) as threads:
         return tuple(threads.map(member, lot))
 
 
@@ -380,8 +397,19 @@ def run(
             waiting.remove(cell)
             failed = matrix.state(cell.teacher) == "failed"
             end(cell, Outcome(error=f"no teacher: {cell.teacher.name} failed" if failed else None))
-        for lot, result in execute(attempt, lots(waiting, size)):
-            outcomes = (Outcome(error=str(result)),) * len(lot) if isinstance(result, Died) else result
-            for cell, outcome in zip(lot, outcomes, strict=True):
-                end(cell, outcome)
+        given = lots(waiting, size)
+        while given:
+            again: list[Lot] = []
+            for lot, result in execute(attempt, given):
+                if isinstance(result, Died) and len(lot) > 1:  # it may have been the doing of one of them alone
+                    for cell in lot:
+                        if cell.done:
+                            end(cell, Outcome(row=cell.row))
+                        else:
+                            again.append((cell,))
+                    continue
+                outcomes = (Outcome(error=str(result)),) if isinstance(result, Died) else result
+                for cell, outcome in zip(lot, outcomes, strict=True):
+                    end(cell, outcome)
+            given = again
     return matrix

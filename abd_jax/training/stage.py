@@ -46,28 +46,31 @@ class Silent:
     def end(self) -> None: ...
 
 
-_told = threading.Event()
+_told: threading.Event | None = None
+"""Set when SIGTERM comes; there is one as long as the main thread listens for it."""
 
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM has come.
 
-    The main thread alone can listen for it: another thread hears what the main thread hears meanwhile within its own
-    `termination`. All processes of a run must call it equally often.
+    The main thread alone can listen for it: another thread hears what the main thread hears, if that began to listen
+    before. All processes of a run must call it equally often.
     """
+    global _told
     if processes.several():
         yield processes.preempted
         return
     if threading.current_thread() is not threading.main_thread():
-        yield _told.is_set
+        yield (_told or threading.Event()).is_set
         return
-    _told.clear()
-    before = signal.signal(signal.SIGTERM, lambda *_: _told.set())
+    arrived = _told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
     try:
-        yield _told.is_set
+        yield arrived.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+        _told = None
 
 
 def run(

@@ -67,9 +67,9 @@ class MatrixOptions:
     """Cells, or lots of them, at a time."""
     together: int = 1
     """Students of one method and defense that a worker computes in one program, on TPU or GPU, to fill it; on CPU,
-    where that takes longer, one after the other."""
+    where that takes longer, one after the other. A lot keeps one worker busy: with few cells, more workers do more."""
     retries: int = 1
-    """How often a cell is tried again whose worker died (it goes on from its checkpoint)."""
+    """How often a cell, or a lot, is tried again whose worker died (it goes on from its checkpoint)."""
     ray: RayOptions = RayOptions()
     slurm: SlurmOptions = SlurmOptions()
     resume: bool = False
@@ -143,6 +143,8 @@ def main(argv: list[str]) -> None:
     try:
         grid = matrix.run(top, teachers, students, functools.partial(_tuned, execute), tell, options.together)
     except executors.Terminated as error:
+        matrix.Matrix(top, [*teachers, *students])  # with those that were done in lots that were not
+        write_matrix_page(top)
         raise stage.Interrupted(f"{options.out}: {error}") from error
     page = write_matrix_page(top)
     stdout.print(results_table(grid.rows()))

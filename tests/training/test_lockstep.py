@@ -1,5 +1,7 @@
 """Runs in lockstep: each gets what it would get alone, whoever leaves, fails or lags behind."""
 
+import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -7,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from abd_jax.training import dispatch, lockstep, matrix, stage
@@ -27,18 +30,18 @@ def promotion_in_threads():
     jax.config.update("jax_numpy_dtype_promotion", before)
 
 
-def member(seed, preset=small.PRESET, defense="none"):
-    """A run of its own: what `compile_rounds` is given."""
+def member(seed, preset=small.PRESET, defense="none", first=0):
+    """A run of its own that goes on from a step: what `compile_rounds` is given."""
     key, teacher = jax.random.key(seed), network(seed=seed, classes=10)
     run = Distillation.make(preset, defense, teacher)
-    state = jax.device_put(run.init(key, teacher), jax.local_devices()[0])
-    return run, key, state, teacher
+    state = dataclasses.replace(run.init(key, teacher), step=jnp.int32(first))
+    return run, key, jax.device_put(state, jax.local_devices()[0]), teacher
 
 
 def go(compile_rounds, times, run, key, state, teacher):
     rounds = compile_rounds(run, key, jax.tree.map(lambda leaf: leaf.copy(), state), teacher)
-    history = []
-    for step in range(times):
+    history, first = [], int(state.step)
+    for step in range(first, first + times):
         state, metrics = rounds[run.phase(step)](key, state, teacher)
         history.append(jax.device_get(metrics))
     return jax.device_get(state.student.variables), history
@@ -54,19 +57,18 @@ def all_of(meeting, runs, times):
 
 
 @pytest.mark.parametrize(
-    "preset, defense",
+    "preset, defense, first, times",
     [
-        (small.PRESET, "none"),
-        (small.INVERTED, "abd"),
-        pytest.param(small.PRESET, "abd", marks=pytest.mark.slow),
+        (small.PRESET, "none", (0, 0), (2, 4)),
+        (small.INVERTED, "abd", (0, 3), (4, 2)),
+        pytest.param(small.PRESET, "abd", (0, 0), (4, 4), marks=pytest.mark.slow),
     ],
 )
-def test_each_gets_what_it_would_get_alone(preset, defense):
-    """Whether it stays as long as the others or not, and in both kinds of round."""
-    times = [2, 4] if defense == "none" else [4, 4]
-    found = all_of(Lockstep(2), [member(seed, preset, defense) for seed in (0, 1)], times)
-    for seed, done, (variables, history) in zip((0, 1), times, found, strict=True):
-        expected, metrics = go(dispatch.compile_rounds, done, *member(seed, preset, defense))
+def test_each_gets_what_it_would_get_alone(preset, defense, first, times):
+    """Whether it stays as long as the other or not, and whether the other is in the same kind of round or not."""
+    found = all_of(Lockstep(2), [member(seed, preset, defense, first[seed]) for seed in (0, 1)], times)
+    for seed, (variables, history) in enumerate(found):
+        expected, metrics = go(dispatch.compile_rounds, times[seed], *member(seed, preset, defense, first[seed]))
         chex.assert_trees_all_close(history, metrics, rtol=2e-3, atol=1e-4)
         chex.assert_trees_all_close(variables, expected, rtol=2e-3, atol=1e-3)
 
@@ -85,23 +87,31 @@ def test_one_program_serves_all_and_those_that_are_left(monkeypatch):
     assert len(traced) == 1
 
 
-def test_a_program_that_fails_fails_for_all_and_blocks_none(monkeypatch):
-    meeting = Lockstep(2)
+@pytest.mark.parametrize("broken", ["program", "copy"])
+def test_what_fails_fails_for_all_and_blocks_none(broken, monkeypatch):
+    """The program of all, and the copy that fills the place of one that has left: the first of three leaves at once."""
 
     def failing(*_):
-        raise RuntimeError("out of memory")
+        raise MemoryError("out of memory")
+
+    meeting = Lockstep(3)
+    if broken == "copy":
+        monkeypatch.setattr(lockstep._Call, "copy", failing)
 
     def one(given):
-        run, key, state, teacher = given
+        index, (run, key, state, teacher) = given
         with meeting.member():
             rounds = meeting.compile_rounds(run, key, state, teacher)
-            meeting._programs = {kind: (failing, 0.0) for kind in meeting._programs}
-            with pytest.raises(RuntimeError, match="out of memory"):
+            if broken == "program":
+                meeting._programs = {kind: (failing, 0.0) for kind in meeting._programs}
+            elif index == 0:
+                return True
+            with pytest.raises(RuntimeError, match="MemoryError: out of memory"):
                 rounds[run.phase(0)](key, state, teacher)
             return True
 
-    with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(one, [member(0), member(1)])) == [True, True]
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(one, enumerate(map(member, range(3))), timeout=120))
 
 
 @pytest.fixture
@@ -119,6 +129,7 @@ def students(tmp_path, monkeypatch):
 
 def test_a_lot_is_trained_together_each_in_its_directory(students):
     assert matrix.lots(students, 2) == [students] and matrix.lots(students, 1) == [students[:1], students[1:]]
+    assert list(map(len, matrix.lots(students * 5, 4))) == [3, 3, 4]
     outcomes = matrix.together(students)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [outcome.row["seed"] for outcome in outcomes] == [0, 1]
@@ -138,19 +149,24 @@ def test_one_that_breaks_does_not_hold_the_others_up(students, monkeypatch):
     assert well.row and ill.error == "RuntimeError: a bad day" and "a bad day" in students[1].log.read_text()
 
 
-def test_sigterm_saves_all_and_they_go_on(students, monkeypatch):
+@pytest.mark.parametrize("how", [matrix.together, matrix.attempt])
+def test_sigterm_saves_what_is_under_way_and_all_go_on(how, students, monkeypatch):
+    """In lockstep, and one after the other as on CPU, where the second is not begun any more."""
+
     class Killed(matrix._Lines):
         def advance(self, done, metrics):
             if done == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-                with stage.termination() as arrived:
-                    while not arrived():  # the main thread hears of it a little later
+                with stage.termination() if how is matrix.together else contextlib.nullcontext() as arrived:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while arrived is not None and not arrived():  # the main thread hears of it a little later
                         time.sleep(0.01)
 
     with monkeypatch.context() as patch:
         patch.setattr(matrix, "_Lines", Killed)
         before = signal.getsignal(signal.SIGTERM)
-        assert matrix.together(students) == (matrix.Outcome(), matrix.Outcome())
+        assert how(students) == (matrix.Outcome(), matrix.Outcome())
         assert signal.getsignal(signal.SIGTERM) is before
-    assert all("saved at step 1 of 2" in cell.log.read_text() for cell in students)
-    assert all(outcome.row for outcome in matrix.together(students))
+    saved = ["saved at step 1 of 2" in cell.log.read_text() for cell in students if cell.log.is_file()]
+    assert saved == [True, how is matrix.together]
+    with ThreadPoolExecutor(1) as thread:  # nor does a later run in another thread hear of it
+        assert all(outcome.row for outcome in thread.submit(how, students).result())

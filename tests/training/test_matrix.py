@@ -120,6 +120,23 @@ def test_a_dead_worker_is_marked_and_a_stopped_cell_waits(tmp_path, trained):
     assert json.loads((top / "grid.json").read_text())[1]["error"] == "killed"
 
 
+def test_a_lot_whose_worker_died_is_tried_again_cell_by_cell(tmp_path, trained):
+    """Without those that were done before it died."""
+    top, given = tmp_path / "m", []
+    teachers, students = grid(top, defenses=("none",))
+
+    def execute(work, items):
+        for item in items:
+            given.append([cell.seed for cell in item])
+            if len(item) > 1:
+                work(item[:1])
+            yield item, Died("killed") if len(item) > 1 else work(item)
+
+    matrix.run(top, teachers, students, execute, size=2)
+    assert given == [[0], [1], [0, 1], [1]]
+    assert set(states(top).values()) == {"done"} and len(json.loads((top / "results.json").read_text())) == 4
+
+
 def test_students_of_a_teacher_that_was_stopped_wait_for_it(tmp_path, trained):
     top = tmp_path / "m"
     matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, (matrix.Outcome(),)) for item in items))
