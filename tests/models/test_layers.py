@@ -136,7 +136,7 @@ def test_accelerators_get_xlas_convolutions(form, platform):
         return jax.grad(slope)(kernel)
 
     text = jax.jit(second_order).trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") >= 4
+    assert text.count("stablehlo.convolution") >= 3  # one in the function of each map, however often it is called
     assert not any(operation in text for operation in ("stablehlo.while", "stablehlo.dot", "stablehlo.concatenate"))
 
 
