@@ -16,7 +16,7 @@ from experiments.console import PROGRAM
 
 Config = TypeVar("Config")
 _SHOWN = 2
-_OPTION = re.compile(r".?\s{5}(--[\w.-]+)", re.MULTILINE)
+_OPTION = re.compile(r".?\s{5}(--\w[\w.-]*)", re.MULTILINE)
 """An option in tyro's box, which its help follows farther in."""
 _KINDS = {"INT": "whole numbers", "FLOAT": "numbers"}
 
@@ -66,9 +66,16 @@ def _explained(text: str, argv: list[str], prog: str) -> str:
         for value in _values(option, argv):
             one_of(option, value, allowed)
     if said.startswith("Missing from"):
-        for missing in _OPTION.findall(text):
-            for typed in difflib.get_close_matches(missing, [word for word in argv if word.startswith("--")], 1, 0.8):
-                return f"unknown option {typed} (did you mean {missing}?)"
+        lacking, _, unknown = text.partition("Unrecognized options")
+        missing = _OPTION.findall(lacking)
+        typed = [word.partition("=")[0] for word in argv if word.startswith("--")]
+        for option in missing:
+            for near in difflib.get_close_matches(option, typed, 1, 0.8):
+                return f"unknown option {near} (did you mean {option}?)"
+        others = [word for word in typed if re.search(rf"(?<!\S){re.escape(word)}(?!\S)", unknown)]
+        also = f"; unknown option {', '.join(others)}" if others else ""
+        if missing:
+            return f"{' and '.join(missing)}: missing{also}"
     if match := re.fullmatch(r"Missing value for argument '(--\S+)'\..*", said):
         return f"{match[1]}: its value is missing"
     if match := re.match(r"(--\S+): (Could not find valid parse|invalid literal|could not convert)", said):

@@ -33,7 +33,7 @@ _OTHERS = {
     b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip archive",
     b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the file",
-    b"<": "a web page",
+    b"<": "a web page or other XML",
 }
 """Beginnings of files that get here by mistake."""
 _MOST_MSGPACK = 4 * 2**30

@@ -7,6 +7,7 @@ the path of each leaf, so that a file holds arrays and names and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -89,7 +90,7 @@ def _read(load: Callable[[], Loaded]) -> Loaded:
     Raises:
         CheckpointError: Orbax could not read it; it reports that as KeyError, ValueError, OSError and its own types.
     """
-    with _alone(), _abandoned_reads_unreported():
+    with _turns.alone(), _abandoned_reads_unreported():
         try:
             return load()
         except Exception as error:
@@ -137,7 +138,7 @@ def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
 class _Save:
     """A save under way, whose failure is told to everyone who asks."""
 
-    pending: Any
+    pending: Any = None
     error: Exception | None = None
 
     def finish(self) -> None:
@@ -149,16 +150,36 @@ class _Save:
                 self.error = error
 
 
-_turn = threading.RLock()
-_under_way = _Save(None)
+class _Turns:
+    """Whose turn it is with Orbax, which mixes up the directories of two saves in one process.
+
+    A read that fails keeps its turn until what Orbax left behind is collected, see `_read`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._save = _Save()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits for its turn, and for the save under way, whosever it is."""
+        with self._lock:
+            self._save.finish()
+            yield
+
+    def begin(self, start: Callable[[], Any]) -> _Save:
+        """Starts a save in the background."""
+        with self.alone():
+            self._save = _Save(start())
+            return self._save
+
+    def finish(self, save: _Save) -> None:
+        """Waits for that save alone."""
+        with self._lock:
+            save.finish()
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """A thread's turn with Orbax, which mixes up the directories of two saves in one process."""
-    with _turn:
-        _under_way.finish()
-        yield
+_turns = _Turns()
 
 
 class Checkpoints:
@@ -170,14 +191,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        with _alone():
+        with _turns.alone():
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 save_decision_policy=_POLICIES.FixedIntervalPolicy(1),
                 preservation_policy=_KEEP.LatestN(2),
                 cleanup_tmp_directories=True,
             )
-        self._save = _Save(None)
+        self._save = _Save()
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts a save of the state after `step`; waits for the one before.
@@ -185,21 +206,18 @@ class Checkpoints:
         Raises:
             CheckpointError: the save before could not be written.
         """
-        global _under_way
         self.wait()
         if step in [known.step for known in self._checkpointer.checkpoints]:
             return
         notes = {"digest": digest(state), "form": _form(state)}
         arrays = jax.tree.map(processes.saved_as, _flat(state))
-        with _alone():
-            pending = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=notes)
-            self._save = _under_way = _Save(pending)
+        save = functools.partial(self._checkpointer.save_async, step, arrays, force=True, custom_metadata=notes)
+        self._save = _turns.begin(save)
 
     def wait(self) -> None:
         """Waits for the save under way."""
-        with _turn:
-            done, self._save = self._save, _Save(None)
-            done.finish()
+        done, self._save = self._save, _Save()
+        _turns.finish(done)
         if done.error is not None:
             reason = _first_line(done.error)
             raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {reason}") from done.error
@@ -220,7 +238,7 @@ class Checkpoints:
         abstract, form = {name: _abstract(leaf) for name, leaf in _flat(template).items()}, _form(template)
         for step in steps:
             try:
-                with _alone():
+                with _turns.alone():
                     notes = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
                 if notes.get("form", form) != form:
                     raise AnotherStructure(
@@ -249,13 +267,13 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside / str(step))
         processes.meet("a damaged checkpoint aside")
-        with _alone():
+        with _turns.alone():
             self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""
         self.wait()
-        with _alone():
+        with _turns.alone():
             self._checkpointer.close()
 
 
@@ -284,7 +302,7 @@ def save_network(directory: Path, network: Network, architecture: str, notes: Ma
     processes.meet("a place for a network")
     variables = _flat(dict(network.variables))
     content = digest(variables)
-    with _alone():
+    with _turns.alone():
         ocp.save(staging / "variables", jax.tree.map(processes.saved_as, variables))
     if not processes.primary():
         return content

@@ -135,7 +135,7 @@ def with_preset(
     if method is None:
         named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         named.add_argument("--method", nargs="?")
-        preset = _with_method(known[name], named.parse_known_args(rest)[0].method)
+        preset = _with_method(known[name], named.parse_known_args(rest)[0].method or None)
     else:
         preset = of_method(known[name], method)
     values: dict[str, Any] = {"preset": preset} | dict.fromkeys(_required(options), tyro.MISSING)

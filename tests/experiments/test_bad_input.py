@@ -315,9 +315,11 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, places, capsys):
     [
         ([*TEACHER, "--teacher.crop", "-1"], "error: teacher.crop -1: allowed are whole numbers from 0\n"),
         ([*TEACHER, "--seed", "zero"], "error: --seed zero: allowed are whole numbers\n"),
+        (["teacher", "digits"], "error: --out: missing\n"),
+        (["distill", "digits", "--techer", "x"], "error: unknown option --techer (did you mean --teacher?)\n"),
         (
-            ["teacher", "digits"],
-            "--out PATH Directory of the run; of a zoo: of all runs, TRIGGER-seedN each. (required)\n",
+            ["distill", "digits", "--file.arch", "x"],
+            "error: --teacher and --out: missing; unknown option --file.arch\n",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """The process-wide settings, each in a process of its own."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -62,9 +63,10 @@ def test_a_users_flag_wins(flags):
 
 def test_small_programs_go_into_the_cache_unless_somebody_said_otherwise():
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-    for given, expected in ((None, "0"), ("3", "3")):
+    orders = itertools.product(((None, "0"), ("3", "3")), ("import jax; process.tune()", "process.tune(); import jax"))
+    for (given, expected), order in orders:
         environment = {key: value for key, value in os.environ.items() if key != name}
-        code = f"from experiments import process; process.tune(); import jax; print(jax.config.{name.lower()})"
+        code = f"from experiments import process; {order}; print(jax.config.{name.lower()})"
         done = subprocess.run(
             [sys.executable, "-c", code],
             env=environment | ({name: given} if given else {}),
