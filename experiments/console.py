@@ -65,6 +65,7 @@ def _run(commands: Mapping[str, str], argv: list[str]) -> int:
             return OK if argv else BAD_INPUT
         command = one_of("command", argv[0], commands)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Lines()])
+        logging.getLogger("abd_jax").setLevel(logging.INFO)
         from abd_jax.models import onednn
         from abd_jax.training.stage import Interrupted
 
@@ -102,7 +103,8 @@ class _Lines(logging.Handler):
     """Each record as one line, above a bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{record.levelname.lower()}: {self.format(record)}"
+        kind = "note" if record.levelno == logging.INFO else record.levelname.lower()
+        line = f"{kind}: {self.format(record)}"
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

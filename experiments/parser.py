@@ -27,7 +27,7 @@ def parse(
     """tyro's parser, with its errors as one-line ValueErrors.
 
     Raises:
-        ValueError: an unknown option, a missing one, one that stands there twice, or a value that is not allowed.
+        ValueError: an unknown option, a missing one, one given twice, or a value that is not allowed.
     """
     for option, value in itertools.pairwise([prog, *argv]):
         if not value:
@@ -37,7 +37,7 @@ def parse(
     named = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     for option in named:
         if (times := named.count(option)) > 1:  # tyro would take the last
-            raise ValueError(f"{option}: stands there {times} times; allowed is once, with all of its values behind it")
+            raise ValueError(f"{option}: given {times} times; allowed is once, with all of its values behind it")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -74,8 +74,9 @@ def _explained(text: str, argv: list[str], prog: str) -> str:
                 return f"unknown option {near} (did you mean {option}?)"
         others = [word for word in typed if re.search(rf"(?<!\S){re.escape(word)}(?!\S)", unknown)]
         also = f"; unknown option {', '.join(others)}" if others else ""
-        if missing:
-            return f"{' and '.join(missing)}: missing{also}"
+        words = [*missing, *re.findall(r"^.?\s{5}([A-Z]+)\b", lacking, re.MULTILINE)]
+        if words:
+            return f"{' and '.join(words)}: missing{also}"
     if match := re.fullmatch(r"Missing value for argument '(--\S+)'\..*", said):
         return f"{match[1]}: its value is missing"
     if match := re.match(r"(--\S+): (Could not find valid parse|invalid literal|could not convert)", said):

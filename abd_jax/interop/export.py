@@ -114,7 +114,8 @@ def card(network: Network, format: str, file: str, facts: Mapping[str, Any]) -> 
         "SHA-256 of the variables": facts.get("digest"),
     }
     facts = {"method": facts.get("preset.method"), **facts}
-    origin = ("role", "method", "defense", "teacher.digest", "dataset", "trigger", "target", "seed")
+    distilled = () if facts.get("role") == "teacher" else ("method", "defense", "teacher.digest")
+    origin = ("role", *distilled, "dataset", "trigger", "target", "seed")
     measured = {"acc": "ACC", "asr": "ASR", "ra": "RA"}
     lines = [f"# {file}", "", *_table({name: value for name, value in about.items() if value is not None})]
     lines += ["", "## Where it comes from", "", *_table({name: _known(facts.get(name)) for name in origin})]

@@ -330,7 +330,9 @@ def load_network(directory: Path) -> tuple[Network, dict[str, Any]]:
     """
     directory = directory.absolute()
     if not (directory / NETWORK_FILE).is_file():
-        raise CheckpointError(f"{directory}: no network here (no {NETWORK_FILE})")
+        if not directory.exists():
+            raise CheckpointError(f"{directory}: no such directory, so no network here")
+        raise CheckpointError(f"{directory}: no network here (no {NETWORK_FILE}), or none yet")
     try:
         facts = json.loads((directory / NETWORK_FILE).read_text())
         template = models.abstract(

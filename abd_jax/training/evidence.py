@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from abd_jax.training.distill import Distillation
 from abd_jax.training.evaluate import TestSet
 from abd_jax.training.run_directory import RunDirectory, write_arrays, write_json
 
+logger = logging.getLogger(__name__)
 Images = Callable[[PRNGKeyArray, int], Array]
 """(key, count) → images."""
 SELECTION_BATCHES = 16
@@ -95,6 +97,7 @@ def invert_triggers(
 ) -> trigger_inversion.Inversion:
     """Inverts a trigger for each class on first images, and keeps them for the report."""
     config = run.preset.inversion
+    logger.info("inverting a trigger for each of the teacher's %d classes", teacher.module.num_classes)
     first = images(keys.stream(root, "inversion"), config.images)
     inversion = dispatch.invert_triggers(config, keys.stream(root, "inversion", 1), teacher, first)
     write_arrays(
@@ -105,6 +108,15 @@ def invert_triggers(
         flips=np.asarray(inversion.flips),
         suspect=np.asarray(trigger_inversion.suspect(inversion)),
         anomalies=np.asarray(trigger_inversion.anomalies(inversion.sizes)),
+    )
+    target, found = int(trigger_inversion.suspect(inversion)), float(trigger_inversion.anomaly(inversion))
+    verdict = "suspected" if found >= config.anomaly else "not suspected"
+    logger.info(
+        "the smallest trigger leads to class %d, %s: anomaly %.1f, the bar is %g",
+        target,
+        verdict,
+        found,
+        config.anomaly,
     )
     return inversion
 

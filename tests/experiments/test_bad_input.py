@@ -49,13 +49,13 @@ BAD_INPUT = [
     ([*REPRODUCE, "--triggers", "blend,sig"], "--triggers 'blend,sig' (several values are separated by spaces"),
     ([*REPRODUCE, "--defenses", "none,abd"], "--defenses 'none,abd' (several values are separated by spaces"),
     ([*REPRODUCE, "--seeds", "1", "1"], "each value may stand there once"),
-    ([*REPRODUCE, "--seeds", "0", "--seeds", "1"], "--seeds: stands there 2 times; allowed is once, with all of its"),
+    ([*REPRODUCE, "--seeds", "0", "--seeds", "1"], "--seeds: given 2 times; allowed is once, with all of its"),
     (
         [*REPRODUCE, "--student.learning_rate", "1", "--student.learning-rate=2"],
-        "--student.learning-rate: stands there 2",
+        "--student.learning-rate: given 2",
     ),
-    (["bench", "--rounds", "1", "--rounds", "2"], "--rounds: stands there 2 times"),
-    (["evaluate", "NETWORK", "--json", "--json"], "--json: stands there 2 times"),
+    (["bench", "--rounds", "1", "--rounds", "2"], "--rounds: given 2 times"),
+    (["evaluate", "NETWORK", "--json", "--json"], "--json: given 2 times"),
     ([*REPRODUCE, "--triggers", "badnet_q"], "did you mean 'badnet_sq'"),
     ([*REPRODUCE, "--trigger", "mosaic"], "allowed are adaptive, all_to_all, badnet_grid"),
     (
