@@ -41,7 +41,7 @@ def test_what_readme_names_exists():
 
 def test_readmes_commands_and_options_are_taken(capsys):
     """Each command's options stand in its help; those that are the example act on the preset."""
-    for command, words in re.findall(r"python -m experiments (\w+)([^`]*)`", README):
+    for command, words in re.findall(r"python -m experiments (\w+)([^`\n]*)", README):
         with contextlib.suppress(SystemExit):
             console.run(COMMANDS, [command, "--help"])
         shown = capsys.readouterr().out
