@@ -29,6 +29,7 @@ def test_a_file_is_replaced_whole_or_stays(write, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             write(tmp_path / "file", 2)
     assert (tmp_path / "file").read_bytes() == old
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     write(tmp_path / "file", 2)
     assert (tmp_path / "file").read_bytes() != old
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
