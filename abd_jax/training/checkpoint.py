@@ -7,7 +7,6 @@ the path of each leaf, so that a file holds arrays and names and nothing else.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import hashlib
 import json
@@ -41,6 +40,8 @@ _POLICIES = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
 _ORBAX = f"{os.sep}orbax{os.sep}"
 NETWORK_FILE = "network.json"
+_turn = threading.RLock()
+"""Held by the thread that calls Orbax, which mixes up two saves or reads that start at once in one process."""
 
 
 class CheckpointError(ValueError):
@@ -90,7 +91,7 @@ def _read(load: Callable[[], Loaded]) -> Loaded:
     Raises:
         CheckpointError: Orbax could not read it; it reports that as KeyError, ValueError, OSError and its own types.
     """
-    with _turns.alone(), _abandoned_reads_unreported():
+    with _turn, _abandoned_reads_unreported():
         try:
             return load()
         except Exception as error:
@@ -134,54 +135,6 @@ def _rebuilt(template: Tree, flat: Mapping[str, Any]) -> Tree:
     return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
 
 
-@dataclasses.dataclass
-class _Save:
-    """A save under way, whose failure is told to everyone who asks."""
-
-    pending: Any = None
-    error: Exception | None = None
-
-    def finish(self) -> None:
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            try:
-                pending.result()
-            except Exception as error:
-                self.error = error
-
-
-class _Turns:
-    """Whose turn it is with Orbax, which mixes up the directories of two saves in one process.
-
-    A read that fails keeps its turn until what Orbax left behind is collected, see `_read`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._save = _Save()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Waits for its turn, and for the save under way, whosever it is."""
-        with self._lock:
-            self._save.finish()
-            yield
-
-    def begin(self, start: Callable[[], Any]) -> _Save:
-        """Starts a save in the background."""
-        with self.alone():
-            self._save = _Save(start())
-            return self._save
-
-    def finish(self, save: _Save) -> None:
-        """Waits for that save alone."""
-        with self._lock:
-            save.finish()
-
-
-_turns = _Turns()
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest two, each saved in the background.
 
@@ -191,14 +144,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        with _turns.alone():
+        with _turn:
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 save_decision_policy=_POLICIES.FixedIntervalPolicy(1),
                 preservation_policy=_KEEP.LatestN(2),
                 cleanup_tmp_directories=True,
             )
-        self._save = _Save()
+        self._pending: Any = None
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts a save of the state after `step`; waits for the one before.
@@ -211,16 +164,17 @@ class Checkpoints:
             return
         notes = {"digest": digest(state), "form": _form(state)}
         arrays = jax.tree.map(processes.saved_as, _flat(state))
-        save = functools.partial(self._checkpointer.save_async, step, arrays, force=True, custom_metadata=notes)
-        self._save = _turns.begin(save)
+        with _turn:
+            self._pending = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=notes)
 
     def wait(self) -> None:
         """Waits for the save under way."""
-        done, self._save = self._save, _Save()
-        _turns.finish(done)
-        if done.error is not None:
-            reason = _first_line(done.error)
-            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {reason}") from done.error
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except Exception as error:
+                raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
 
     def load(self, template: Tree) -> tuple[int, Tree] | None:
         """The newest checkpoint that verifies, as (step, state); None if there is none at all.
@@ -238,7 +192,7 @@ class Checkpoints:
         abstract, form = {name: _abstract(leaf) for name, leaf in _flat(template).items()}, _form(template)
         for step in steps:
             try:
-                with _turns.alone():
+                with _turn:
                     notes = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
                 if notes.get("form", form) != form:
                     raise AnotherStructure(
@@ -267,13 +221,13 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside / str(step))
         processes.meet("a damaged checkpoint aside")
-        with _turns.alone():
+        with _turn:
             self._checkpointer.reload()  # else the step counts as saved, and as one of the two that are kept
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""
         self.wait()
-        with _turns.alone():
+        with _turn:
             self._checkpointer.close()
 
 
@@ -302,7 +256,7 @@ def save_network(directory: Path, network: Network, architecture: str, notes: Ma
     processes.meet("a place for a network")
     variables = _flat(dict(network.variables))
     content = digest(variables)
-    with _turns.alone():
+    with _turn:
         ocp.save(staging / "variables", jax.tree.map(processes.saved_as, variables))
     if not processes.primary():
         return content

@@ -2,6 +2,7 @@ import gc
 import json
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -192,3 +193,20 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     checkpoint.save_network(tmp_path / "n", spoiled, "wrn-10-1", {})
     with pytest.raises(CheckpointError, match="not finite"):
         checkpoint.load_network(tmp_path / "n")
+
+
+def test_runs_in_threads_of_one_process_keep_their_saves_apart(tmp_path):
+    """Saves in the background, a network, and reads, all at once."""
+
+    def run(index):
+        own, made = tmp_path / str(index), network(seed=index)
+        saved(own / "checkpoints", range(1, 6))
+        checkpoint.save_network(own / "network", made, "wrn-10-1", {})
+        step, loaded = Checkpoints(own / "checkpoints").load(tree())
+        assert step == 5
+        assert_same(loaded, tree(5))
+        assert_same(checkpoint.load_network(own / "network")[0].variables, made.variables)
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, range(4), timeout=300))
