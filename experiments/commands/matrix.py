@@ -17,6 +17,7 @@ from abd_jax.attacks.attack import check_name
 from abd_jax.report import results_table, write_matrix_page
 from abd_jax.settings import check_seeds, one_of
 from abd_jax.training import checks, config, executors, matrix, stage
+from abd_jax.training.cells import Cell, Outcome
 from abd_jax.training.run_directory import CONFIG_FILE, RunDirectory, describe, write_json
 from experiments import process
 from experiments.commands._common import PresetFields, check_once, existing, with_preset
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
     stored = json.loads((top / CONFIG_FILE).read_text())
     write_json(top / CONFIG_FILE, stored | {"command": facts["command"]})  # the grid may have grown
 
-    def tell(cell: matrix.Cell, outcome: matrix.Outcome, finished: int, total: int) -> None:
+    def tell(cell: Cell, outcome: Outcome, finished: int, total: int) -> None:
         rates = "told to stop"
         if outcome.row:
             rates = " ".join(f"{name.upper()} {100 * outcome.row[name]:.1f} %" for name in ("acc", "asr"))

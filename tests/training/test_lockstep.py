@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from abd_jax.training import dispatch, lockstep, matrix, stage
+from abd_jax.training import cells, dispatch, lockstep, matrix, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.lockstep import Lockstep
 from tests.networks import network
@@ -117,56 +117,56 @@ def test_what_fails_fails_for_all_and_blocks_none(broken, monkeypatch):
 @pytest.fixture
 def students(tmp_path, monkeypatch):
     """Two cells with their teachers, of the same method and defense."""
-    monkeypatch.setattr(matrix, "_dataset", lambda name: small.dataset())
+    monkeypatch.setattr(cells, "load_dataset", lambda name: small.dataset())
     top = tmp_path / "m"
     top.mkdir()
-    _, cells = matrix.cells(top, (small.preset(cycles=2),), ("badnet_sq",), ("none",), (0, 1))
-    for cell in cells:
+    _, made = matrix.cells(top, (small.preset(cycles=2),), ("badnet_sq",), ("none",), (0, 1))
+    for cell in made:
         teacher = network(seed=cell.seed, classes=10)
-        matrix.checkpoint.save_network(cell.teacher.path / "network", teacher, "wrn-10-1", {})
-    return tuple(cells)
+        cells.checkpoint.save_network(cell.teacher.path / "network", teacher, "wrn-10-1", {})
+    return tuple(made)
 
 
 def test_a_lot_is_trained_together_each_in_its_directory(students):
-    assert matrix.lots(students, 2) == [students] and matrix.lots(students, 1) == [students[:1], students[1:]]
-    assert list(map(len, matrix.lots(students * 5, 4))) == [3, 3, 4]
-    outcomes = matrix.together(students)
+    assert cells.lots(students, 2) == [students] and cells.lots(students, 1) == [students[:1], students[1:]]
+    assert list(map(len, cells.lots(students * 5, 4))) == [3, 3, 4]
+    outcomes = cells.together(students)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [outcome.row["seed"] for outcome in outcomes] == [0, 1]
     assert all(cell.done and "0 of 2 steps are done" in cell.log.read_text() for cell in students)
 
 
 def test_one_that_breaks_does_not_hold_the_others_up(students, monkeypatch):
-    make = matrix.runs.make_student
+    make = cells.runs.make_student
 
     def broken(directory, *arguments, **options):
         if "seed1" in str(directory.path):
             raise RuntimeError("a bad day")
         return make(directory, *arguments, **options)
 
-    monkeypatch.setattr(matrix.runs, "make_student", broken)
-    well, ill = matrix.together(students)
+    monkeypatch.setattr(cells.runs, "make_student", broken)
+    well, ill = cells.together(students)
     assert well.row and ill.error == "RuntimeError: a bad day" and "a bad day" in students[1].log.read_text()
 
 
-@pytest.mark.parametrize("how", [matrix.together, matrix.attempt])
+@pytest.mark.parametrize("how", [cells.together, cells.attempt])
 def test_sigterm_saves_what_is_under_way_and_all_go_on(how, students, monkeypatch):
     """In lockstep, and one after the other as on CPU, where the second is not begun any more."""
 
-    class Killed(matrix._Lines):
+    class Killed(cells._Lines):
         def advance(self, done, metrics):
             if done == 1:
-                with stage.termination() if how is matrix.together else contextlib.nullcontext() as arrived:
+                with stage.termination() if how is cells.together else contextlib.nullcontext() as arrived:
                     os.kill(os.getpid(), signal.SIGTERM)
                     while arrived is not None and not arrived():  # the main thread hears of it a little later
                         time.sleep(0.01)
 
     with monkeypatch.context() as patch:
-        patch.setattr(matrix, "_Lines", Killed)
+        patch.setattr(cells, "_Lines", Killed)
         before = signal.getsignal(signal.SIGTERM)
-        assert how(students) == (matrix.Outcome(), matrix.Outcome())
+        assert how(students) == (cells.Outcome(), cells.Outcome())
         assert signal.getsignal(signal.SIGTERM) is before
     saved = ["saved at step 1 of 2" in cell.log.read_text() for cell in students if cell.log.is_file()]
-    assert saved == [True, how is matrix.together]
+    assert saved == [True, how is cells.together]
     with ThreadPoolExecutor(1) as thread:  # nor does a later run in another thread hear of it
         assert all(outcome.row for outcome in thread.submit(how, students).result())

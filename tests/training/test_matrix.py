@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from abd_jax.report import write_matrix_page
-from abd_jax.training import dispatch, evaluate, matrix, stage
+from abd_jax.training import cells, dispatch, evaluate, matrix, stage
 from abd_jax.training.distill import Distillation
 from abd_jax.training.executors import Died
 from abd_jax.training.run_directory import RunDirectory, write_json
@@ -51,8 +51,9 @@ def trained(monkeypatch):
         )
         return directory.finish(row | {"seconds": 1.0})
 
-    monkeypatch.setattr(matrix, "train", train)
-    monkeypatch.setattr(matrix, "_dataset", lambda name: dataclasses.replace(small.dataset(), classes=("0", "1")))
+    monkeypatch.setattr(cells, "train", train)
+    for user in (cells, matrix):
+        monkeypatch.setattr(user, "load_dataset", lambda name: dataclasses.replace(small.dataset(), classes=("0", "1")))
     return names, broken
 
 
@@ -112,7 +113,7 @@ def test_a_dead_worker_is_marked_and_a_stopped_cell_waits(tmp_path, trained):
 
     def execute(work, items):
         for item in items:
-            ends = {"none": Died("killed"), "abd": (matrix.Outcome(),)}
+            ends = {"none": Died("killed"), "abd": (cells.Outcome(),)}
             yield item, ends.get(item[0].defense) or work(item)
 
     matrix.run(top, teachers, students, execute)
@@ -139,7 +140,7 @@ def test_a_lot_whose_worker_died_is_tried_again_cell_by_cell(tmp_path, trained):
 
 def test_students_of_a_teacher_that_was_stopped_wait_for_it(tmp_path, trained):
     top = tmp_path / "m"
-    matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, (matrix.Outcome(),)) for item in items))
+    matrix.run(top, *grid(top, seeds=(0,)), lambda work, items: ((item, (cells.Outcome(),)) for item in items))
     assert set(states(top).values()) == {"waiting"}
 
 
@@ -176,9 +177,9 @@ def test_cells_of_equal_shape_share_compiled_code(tmp_path, caplog):
 def test_a_cell_is_trained_in_its_directory(tmp_path, monkeypatch):
     from abd_jax.training import checkpoint
 
-    monkeypatch.setattr(matrix, "_dataset", lambda name: small.dataset())
+    monkeypatch.setattr(cells, "load_dataset", lambda name: small.dataset())
     _, (student,) = grid(tmp_path / "m", (small.preset(cycles=1),), ("none",), (3,))
     checkpoint.save_network(student.teacher.path / "network", small.teacher(), "wrn-10-1", {})
-    (outcome,) = matrix.attempt((student,))
+    (outcome,) = cells.attempt((student,))
     assert outcome.error is None and outcome.row["defense"] == "none" and outcome.row["seed"] == 3
     assert student.done and "0 of 1 steps are done" in student.log.read_text()
