@@ -71,6 +71,12 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
 
 
 def varying(rows: Iterable[Row]) -> list[str]:
-    """Which of preset, data set and method differ between rows, so that a table needs a column for them."""
+    """Which of preset, data set and method differ between rows, so that a table needs a column for them.
+
+    The preset needs none where the methods have one each, as in a matrix: the method's column tells it.
+    """
     rows = list(rows)
-    return [name for name in ("preset", "dataset", "method") if len({getattr(row, name) for row in rows}) > 1]
+    values = {name: {getattr(row, name) for row in rows} for name in ("preset", "dataset", "method")}
+    if len({(row.preset, row.method) for row in rows}) == len(values["method"]) > 1:
+        del values["preset"]
+    return [name for name, found in values.items() if len(found) > 1]

@@ -1,9 +1,11 @@
 """Means and deviations over seeds."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from abd_jax.report.summary import Statistic, summarize
+from abd_jax.report.summary import Statistic, summarize, varying
 from tests.report.made_up import row
 
 
@@ -30,3 +32,17 @@ def test_summaries_keep_triggers_and_networks_apart():
         ("b", "student", (0, 1)),
         ("a", "teacher", (0,)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "columns"),
+    [
+        ([("p", "zskt"), ("p", "cmi")], ["method"]),
+        ([("p-zskt", "zskt"), ("p-cmi", "cmi")], ["method"]),
+        ([("p", "zskt"), ("q", "zskt")], ["preset"]),
+        ([("p", "zskt"), ("q", "zskt"), ("q", "cmi")], ["preset", "method"]),
+    ],
+)
+def test_a_column_is_for_what_differs_and_is_not_told_by_the_method(pairs, columns):
+    rows = [dataclasses.replace(row(), preset=preset, method=method) for preset, method in pairs]
+    assert varying(rows) == columns
