@@ -2,8 +2,8 @@
 
     python -m experiments reproduce fashion_mnist-adi --out runs/fashion_mnist-adi
 
-All else is as in `fashion_mnist-deep-inversion`, with twice its cycles, as on digits. Not run to the end by us yet, so no
-results.
+All else is as in `fashion_mnist-deep-inversion`, with twice its cycles, as on digits. Not run to the end by us
+yet, so no results.
 """
 
 import dataclasses
